@@ -1,0 +1,174 @@
+//! Received bytes and bytes to send: who owns them, and that nobody copies them.
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use crate::sys::bufs::Lease;
+
+/// Received bytes, on loan from the core's receive buffers.
+///
+/// It derefs to `[u8]`. Dropping it gives the buffer back to the kernel; sending it with
+/// [`Connection::send`](crate::Connection::send) sends from that same memory and gives it back when
+/// the kernel is done. It may be kept as long as the handler likes: once more than half of the
+/// core's buffers are on loan, what is received is copied to memory of its own instead, so that
+/// nobody who keeps chunks can stop the others from receiving.
+///
+/// # Examples
+///
+/// ```
+/// # async fn handler(mut conn: slipring::Connection) -> slipring::Result<()> {
+/// while let Some(chunk) = conn.recv().await? {
+///     println!("{} bytes", chunk.len());
+/// }
+/// # Ok(())
+/// # }
+/// ```
+pub struct Chunk {
+    bytes: Bytes,
+    start: usize,
+}
+
+enum Bytes {
+    Lease(Lease),
+    Owned(Box<[u8]>),
+}
+
+impl Chunk {
+    /// Drops the first `count` bytes; the rest stays where it is.
+    ///
+    /// # Panics
+    /// When the chunk is shorter than `count`.
+    pub fn advance(&mut self, count: usize) {
+        assert!(count <= self.len(), "advance by {count} in a chunk of {}", self.len());
+        self.start += count;
+    }
+
+    /// Keeps the lease, or copies when the receive buffers run short.
+    pub(crate) fn new(lease: Lease) -> Chunk {
+        let bytes = if lease.is_pool_short() {
+            Bytes::Owned(Box::from(&*lease))
+        } else {
+            Bytes::Lease(lease)
+        };
+        Chunk { bytes, start: 0 }
+    }
+}
+
+impl Deref for Chunk {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        let bytes = match &self.bytes {
+            Bytes::Lease(lease) => lease,
+            Bytes::Owned(owned) => &**owned,
+        };
+        &bytes[self.start..]
+    }
+}
+
+impl AsRef<[u8]> for Chunk {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl fmt::Debug for Chunk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Chunk({} bytes)", self.len())
+    }
+}
+
+/// Bytes given away to be sent; see [`Connection::send`](crate::Connection::send).
+///
+/// Made by `From` for a [`Chunk`], a `Vec<u8>`, a `String`, a `Box<[u8]>`, an `Arc<[u8]>` and the
+/// `'static` slices; none of them is copied.
+///
+/// # Examples
+///
+/// ```
+/// use slipring::SendBuf;
+///
+/// assert_eq!(SendBuf::from("pong\r\n").len(), 6);
+/// assert_eq!(&*SendBuf::from(vec![1, 2, 3]), [1, 2, 3]);
+/// ```
+pub struct SendBuf(pub(crate) Payload);
+
+/// Whose memory a [`SendBuf`] is.
+pub(crate) enum Payload {
+    /// A received chunk on its way out again.
+    Chunk(Chunk),
+    Owned(Vec<u8>),
+    /// Shared with others, such as a cached response.
+    Shared(Arc<[u8]>),
+    Static(&'static [u8]),
+    /// The copies of small writes; more may be appended until it is sent.
+    Copied(Vec<u8>),
+}
+
+impl Deref for SendBuf {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.0 {
+            Payload::Chunk(chunk) => chunk,
+            Payload::Owned(bytes) | Payload::Copied(bytes) => bytes,
+            Payload::Shared(bytes) => bytes,
+            Payload::Static(bytes) => bytes,
+        }
+    }
+}
+
+impl fmt::Debug for SendBuf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SendBuf({} bytes)", self.len())
+    }
+}
+
+impl From<Chunk> for SendBuf {
+    fn from(chunk: Chunk) -> SendBuf {
+        SendBuf(Payload::Chunk(chunk))
+    }
+}
+
+impl From<Vec<u8>> for SendBuf {
+    fn from(bytes: Vec<u8>) -> SendBuf {
+        SendBuf(Payload::Owned(bytes))
+    }
+}
+
+impl From<String> for SendBuf {
+    fn from(text: String) -> SendBuf {
+        SendBuf(Payload::Owned(text.into_bytes()))
+    }
+}
+
+impl From<Box<[u8]>> for SendBuf {
+    fn from(bytes: Box<[u8]>) -> SendBuf {
+        SendBuf(Payload::Owned(bytes.into_vec()))
+    }
+}
+
+impl From<Arc<[u8]>> for SendBuf {
+    fn from(bytes: Arc<[u8]>) -> SendBuf {
+        SendBuf(Payload::Shared(bytes))
+    }
+}
+
+impl From<&'static [u8]> for SendBuf {
+    fn from(bytes: &'static [u8]) -> SendBuf {
+        SendBuf(Payload::Static(bytes))
+    }
+}
+
+impl<const N: usize> From<&'static [u8; N]> for SendBuf {
+    fn from(bytes: &'static [u8; N]) -> SendBuf {
+        SendBuf(Payload::Static(bytes))
+    }
+}
+
+impl From<&'static str> for SendBuf {
+    fn from(text: &'static str) -> SendBuf {
+        SendBuf(Payload::Static(text.as_bytes()))
+    }
+}

@@ -1,0 +1,152 @@
+//! What a configuration means: each value and its source, and what follows from them.
+
+use std::fmt;
+
+use super::{Config, Settings, VARIABLES, form};
+
+/// What a [`Config`] amounts to, for a person: the answer of [`Config::explain`].
+///
+/// `Display` prints one line for each variable, then what follows from the values, then the
+/// warnings.
+#[derive(Clone, Debug)]
+pub struct Explanation {
+    values: Vec<String>,
+    facts: Vec<String>,
+    warnings: Vec<String>,
+}
+
+impl Explanation {
+    /// What is allowed and yet probably not meant, one sentence each.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use slipring::Config;
+    ///
+    /// let explanation = Config::default().user_timeout_ms(0).explain();
+    /// assert!(explanation.warnings()[0].contains("SLIPRING_USER_TIMEOUT_MS"));
+    /// ```
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let warnings = self.warnings.iter().map(|warning| format!("warning: {warning}"));
+        let lines = self.values.iter().chain(&self.facts).cloned().chain(warnings);
+        f.write_str(&lines.collect::<Vec<_>>().join("\n"))
+    }
+}
+
+impl Config {
+    /// Explains the configuration: every value and whether it is the default, from the environment
+    /// or from code; how long a vanished peer stays unnoticed; what looks like a mistake.
+    ///
+    /// A configuration that [`validate`](Config::validate) refuses is explained too, with the
+    /// refusal as its warning.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use slipring::Config;
+    ///
+    /// let text = Config::default().idle_ms(30_000).explain().to_string();
+    /// assert!(text.contains("SLIPRING_IDLE_MS = 30000 (code)"));
+    /// assert!(text.contains("SLIPRING_BUFFERS = 512 (default)"));
+    /// ```
+    #[must_use]
+    pub fn explain(&self) -> Explanation {
+        let width = VARIABLES.iter().map(|variable| variable.name.len()).max().unwrap_or(0);
+        let values = VARIABLES.iter().map(|variable| {
+            let (text, source) = self.lookup(variable);
+            let text = form::shortened(&text);
+            format!("{:>width$} = {} ({source})", variable.name, text.escape_debug())
+        });
+        let (facts, warnings) = match self.settings() {
+            Ok(settings) => (facts(&settings), warnings(&settings)),
+            Err(refusal) => (Vec::new(), vec![refusal.to_string()]),
+        };
+        Explanation { values: values.collect(), facts, warnings }
+    }
+}
+
+fn facts(settings: &Settings) -> Vec<String> {
+    let Settings { buffers, buffer_bytes, write_stall_ms, user_timeout_ms, .. } = *settings;
+    let unacknowledged = match user_timeout_ms {
+        0 => "15 min, by the kernel's retransmissions".to_owned(),
+        ms => duration(ms),
+    };
+    vec![
+        format!("dead peer, idle connection: found after about {} s", keepalive_s(settings)),
+        format!("dead peer, unacknowledged data: found after about {unacknowledged}"),
+        format!("dead peer, output still queued: found after {} at most", duration(write_stall_ms)),
+        format!(
+            "receive buffers: {buffers} of {buffer_bytes} bytes, {} KiB a core",
+            u64::from(buffers) * u64::from(buffer_bytes) / 1024,
+        ),
+    ]
+}
+
+fn warnings(settings: &Settings) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let by_count_s = keepalive_by_count_s(settings);
+    if settings.user_timeout_ms == 0 {
+        warnings.push(
+            "SLIPRING_USER_TIMEOUT_MS is off: unacknowledged data to a dead peer is noticed only \
+             by SLIPRING_WRITE_STALL_MS if more output is queued, or by the kernel after some \
+             15 min"
+                .to_owned(),
+        );
+    }
+    if settings.user_timeout_ms > 1000 * by_count_s {
+        warnings.push(format!(
+            "SLIPRING_USER_TIMEOUT_MS = {} is above the {by_count_s} s that keepalive takes: the \
+             kernel then ignores SLIPRING_KEEPALIVE_COUNT, and finds a dead peer of an idle \
+             connection after {} s",
+            settings.user_timeout_ms,
+            keepalive_s(settings),
+        ));
+    }
+    if settings.first_byte_ms > settings.idle_ms {
+        warnings.push(format!(
+            "SLIPRING_FIRST_BYTE_MS = {} is above SLIPRING_IDLE_MS = {}, which ends a silent \
+             connection first",
+            settings.first_byte_ms, settings.idle_ms,
+        ));
+    }
+    if settings.lameduck_ms >= settings.drain_ms {
+        warnings.push(format!(
+            "SLIPRING_LAMEDUCK_MS = {} leaves nothing of SLIPRING_DRAIN_MS = {} to finish \
+             connections in",
+            settings.lameduck_ms, settings.drain_ms,
+        ));
+    }
+    warnings
+}
+
+/// Seconds until keepalive gives an idle connection up by the count of its probes.
+fn keepalive_by_count_s(settings: &Settings) -> u64 {
+    let Settings { keepalive_idle_s, keepalive_interval_s, keepalive_count, .. } = *settings;
+    u64::from(keepalive_idle_s) + u64::from(keepalive_interval_s) * u64::from(keepalive_count)
+}
+
+/// Seconds until the kernel gives an idle connection up.
+///
+/// With a user timeout it no longer counts probes: it gives up at the first probe that is due after
+/// the timeout and is not the first of all. See `tcp_keepalive_timer` in
+/// <https://github.com/torvalds/linux/blob/v6.1/net/ipv4/tcp_timer.c>.
+fn keepalive_s(settings: &Settings) -> u64 {
+    if settings.user_timeout_ms == 0 {
+        return keepalive_by_count_s(settings);
+    }
+    let (idle_s, interval_s) =
+        (u64::from(settings.keepalive_idle_s), u64::from(settings.keepalive_interval_s));
+    let timeout_s = settings.user_timeout_ms.div_ceil(1000);
+    idle_s + interval_s * timeout_s.saturating_sub(idle_s).div_ceil(interval_s).max(1)
+}
+
+fn duration(ms: u64) -> String {
+    if ms.is_multiple_of(1000) { format!("{} s", ms / 1000) } else { format!("{ms} ms") }
+}

@@ -1,0 +1,675 @@
+//! One core: what it owns, and one turn of its loop.
+//!
+//! ```text
+//! flush outputs, re-arm receives -> enter the kernel once: submit, wait, time-out
+//! -> take completions -> read the mail -> expire deadlines -> advance the drain -> poll tasks
+//! ```
+//! No code of a handler runs while the core is borrowed: futures and foreign wakers are taken
+//! out, then polled, woken and dropped.
+
+use std::cell::{Cell, RefCell, RefMut};
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use crate::config::Settings;
+use crate::deadline::Limits;
+use crate::drain::{Drain, Left, Phase, Plan};
+use crate::driver::{Completion, Driver, Outcome, Wait};
+use crate::entry::Entry;
+use crate::error::{Error, ErrorKind, Result};
+use crate::listen::Listener;
+use crate::mailbox::{Bell, Mailbox};
+use crate::report::{CloseReason, PhaseTimes};
+use crate::control::Control;
+use crate::stats::{CoreStats, Counters};
+use crate::sys::gather::Gather;
+use crate::sys::place::Place;
+use crate::sys::wake::EventFd;
+use crate::table::{Id, Table};
+use crate::task::{Body, LocalFuture, Scope, Tasks, Wake, set_local_core};
+use crate::token::Kind;
+use crate::time::Sleeper;
+use crate::wheel::{TimerKey, Wheel};
+
+/// A core as its tasks share it.
+pub(crate) type CoreRef = Rc<CoreCell>;
+
+pub(crate) struct CoreCell {
+    core: RefCell<Core>,
+    serial: u64,
+}
+
+/// What other threads send to a core.
+pub(crate) enum Message {
+    /// A task of the core was woken.
+    Wake(Id),
+    /// Run this on the core.
+    Spawn(Place, Box<dyn FnOnce() -> LocalFuture + Send>),
+    /// The control has news: the drain's deadline.
+    Look,
+}
+
+/// The address of a core for other threads.
+pub(crate) type Post = Arc<PostBox>;
+
+#[derive(Debug)]
+pub(crate) struct PostBox {
+    mailbox: Mailbox<Message, CoreBell>,
+    serial: u64,
+}
+
+/// What wakes a core: an eventfd, or nothing where a simulator drives it.
+#[derive(Debug)]
+pub(crate) enum CoreBell {
+    EventFd(Arc<EventFd>),
+    #[cfg(test)]
+    Silent,
+}
+
+impl Bell for CoreBell {
+    fn ring(&self) {
+        match self {
+            CoreBell::EventFd(eventfd) => eventfd.ring(),
+            #[cfg(test)]
+            CoreBell::Silent => {}
+        }
+    }
+}
+
+impl PostBox {
+    pub(crate) fn new(bell: CoreBell) -> Post {
+        static SERIALS: AtomicU64 = AtomicU64::new(0);
+        let serial = SERIALS.fetch_add(1, Ordering::Relaxed);
+        Arc::new(PostBox { mailbox: Mailbox::new(bell), serial })
+    }
+
+    /// Tells the cores of a process apart, those of several servers too.
+    pub(crate) fn serial(&self) -> u64 {
+        self.serial
+    }
+
+    pub(crate) fn post(&self, message: Message) -> std::result::Result<(), Message> {
+        self.mailbox.post(message)
+    }
+}
+
+/// What the wheel of a core reminds it of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Timer {
+    Connection(Id),
+    Sleeper(Id),
+    Listener(u32),
+}
+
+/// Everything that one thread owns.
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) driver: Driver,
+    pub(crate) settings: Settings,
+    pub(crate) limits: Limits,
+    pub(crate) now_ns: u64,
+    pub(crate) now_ms: u64,
+    pub(crate) table: Table<Entry>,
+    pub(crate) listeners: Vec<Listener>,
+    pub(crate) wheel: Wheel<Timer>,
+    pub(crate) sleepers: Table<Sleeper>,
+    pub(crate) tasks: Tasks,
+    pub(crate) drain: Drain,
+    pub(crate) drain_waiters: Table<Wake>,
+    pub(crate) counters: Arc<Counters>,
+    /// Connections with output to be sent at the end of the turn.
+    pub(crate) dirty: Vec<Id>,
+    /// Connections that wait for receive buffers, first come first served.
+    pub(crate) parked: VecDeque<Id>,
+    /// Emptied output queues, for the next who sends.
+    pub(crate) spare: Vec<Box<Gather>>,
+    /// Futures to be dropped when nobody has the core borrowed.
+    pub(crate) graveyard: Vec<Body>,
+    /// The most connections this core may have.
+    pub(crate) connections_max: usize,
+    pub(crate) myself: Weak<CoreCell>,
+    control: Arc<Control>,
+    post: Post,
+    completions: Vec<Completion>,
+    more_completions: bool,
+    mail: Vec<Message>,
+    fired: Vec<(TimerKey, Timer)>,
+    enter_failures: u32,
+}
+
+impl Core {
+    pub(crate) fn new(
+        driver: Driver,
+        settings: Settings,
+        connections_max: usize,
+        control: Arc<Control>,
+        counters: Arc<Counters>,
+        post: Post,
+    ) -> CoreRef {
+        let now_ns = driver.now_ns();
+        let now_ms = now_ns / NS_PER_MS;
+        let plan = Plan {
+            lameduck_ns: settings.lameduck_ms * NS_PER_MS,
+            force_grace_ns: settings.force_grace_ms * NS_PER_MS,
+        };
+        let limits = Limits {
+            first_byte_ms: settings.first_byte_ms,
+            idle_ms: settings.idle_ms,
+            write_stall_ms: settings.write_stall_ms,
+            lifetime_ms: settings.lifetime_ms,
+        };
+        let serial = post.serial();
+        Rc::new_cyclic(|myself| CoreCell {
+            serial,
+            core: RefCell::new(Core {
+                driver,
+                settings,
+                limits,
+                now_ns,
+                now_ms,
+                table: Table::new(),
+                listeners: Vec::new(),
+                wheel: Wheel::new(now_ms),
+                sleepers: Table::new(),
+                tasks: Tasks::new(Arc::clone(&post)),
+                drain: Drain::new(plan),
+                drain_waiters: Table::new(),
+                counters,
+                dirty: Vec::new(),
+                parked: VecDeque::new(),
+                spare: Vec::new(),
+                graveyard: Vec::new(),
+                connections_max,
+                myself: Weak::clone(myself),
+                control,
+                post,
+                completions: Vec::new(),
+                more_completions: false,
+                mail: Vec::new(),
+                fired: Vec::new(),
+                enter_failures: 0,
+            }),
+        })
+    }
+
+    /// Sends what the last turn has queued, then waits for news and hears it.
+    fn exchange(&mut self) -> Result<()> {
+        self.flush_outputs();
+        self.rearm_parked();
+        let mut wait = self.wait();
+        if wait != Wait::No && !self.post.mailbox.fall_asleep() {
+            wait = Wait::No;
+        }
+        let entered = self.driver.enter(wait);
+        if wait != Wait::No {
+            self.post.mailbox.wake_up();
+        }
+        self.heed(entered)?;
+        let budget = self.settings.completion_budget as usize;
+        let mut completions = std::mem::take(&mut self.completions);
+        self.more_completions = self.driver.reap(&mut completions, budget);
+        self.now_ns = self.driver.now_ns();
+        self.now_ms = self.now_ns / NS_PER_MS;
+        self.wheel.advance(self.now_ms);
+        for completion in completions.drain(..) {
+            self.dispatch(completion);
+        }
+        self.completions = completions;
+        Ok(())
+    }
+
+    /// How long there is nothing to do.
+    fn wait(&self) -> Wait {
+        if self.more_completions || self.tasks.has_ready() || !self.graveyard.is_empty() {
+            return Wait::No;
+        }
+        let expiry_ns = self.wheel.next_expiry_ms().map(|ms| ms.saturating_mul(NS_PER_MS));
+        match expiry_ns.into_iter().chain(self.drain.next_ns()).min() {
+            None => Wait::Forever,
+            Some(next_ns) => match next_ns.saturating_sub(self.driver.now_ns()) {
+                0 => Wait::No,
+                ns => Wait::AtMostNs(ns),
+            },
+        }
+    }
+
+    /// Judges what `io_uring_enter(2)` answered.
+    fn heed(&mut self, entered: io::Result<()>) -> Result<()> {
+        let Err(error) = entered else {
+            self.enter_failures = 0;
+            return Ok(());
+        };
+        match error.raw_os_error() {
+            Some(libc::EINTR) => Ok(()),
+            // The kernel is short of memory or of room for completions: taking some helps, and
+            // what was queued stays queued.
+            Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM) => {
+                self.enter_failures += 1;
+                if self.enter_failures > ENTER_FAILURES_BEFORE_PAUSE {
+                    std::thread::sleep(ENTER_PAUSE);
+                }
+                Ok(())
+            }
+            _ => Err(Error::os("io_uring_enter", error)),
+        }
+    }
+
+    fn dispatch(&mut self, completion: Completion) {
+        let Completion { token, last, outcome } = completion;
+        let id = Id { index: token.slot(), generation: token.generation() };
+        match outcome {
+            Outcome::Accepted(result) => self.on_accepted(token.slot(), last, result),
+            Outcome::Received(result) => self.on_received(id, last, result),
+            Outcome::Sent(result, gather) => self.on_sent(id, result, gather),
+            Outcome::Hangup(result) => self.on_hangup(id, result),
+            Outcome::Cancelled if token.kind() == Some(Kind::Cancel) => self.on_cancelled(id),
+            Outcome::Cancelled | Outcome::Doorbell => {}
+        }
+    }
+
+    /// Fires what is due, up to the budget; the rest follows next turn.
+    fn expire(&mut self) {
+        let mut fired = std::mem::take(&mut self.fired);
+        self.wheel.expire(self.now_ms, self.settings.expiry_budget as usize, &mut fired);
+        for (_, timer) in fired.drain(..) {
+            match timer {
+                Timer::Connection(id) => self.on_deadline(id),
+                Timer::Sleeper(id) => {
+                    if let Some(mut sleeper) = self.sleepers.remove(id) {
+                        self.tasks.wake(&mut sleeper.wake);
+                    }
+                }
+                Timer::Listener(index) => self.accept_again(index),
+            }
+        }
+        self.fired = fired;
+    }
+
+    /// Hears of the drain's deadline and goes through the phases that are due.
+    fn advance_drain(&mut self) {
+        let deadline_ns = self.control.deadline_ns();
+        if deadline_ns < self.drain.deadline_ns() {
+            self.drain.order(self.now_ns, deadline_ns);
+        }
+        if self.drain.phase() == Phase::Running {
+            return;
+        }
+        loop {
+            let listeners = self.listeners.iter().filter(|l| l.is_open()).count();
+            let left =
+                Left { listeners, connections: self.table.len(), tasks: self.tasks.len() };
+            match self.drain.advance(self.now_ns, left) {
+                Some(Phase::StopAccept) => self.stop_accept(),
+                Some(Phase::DrainConnections) => self.drain_connections(),
+                Some(Phase::Force) => self.force_connections(),
+                Some(_) => {}
+                None => return,
+            }
+        }
+    }
+
+    fn drain_connections(&mut self) {
+        for id in self.drain_waiters.ids().collect::<Vec<_>>() {
+            if let Some(mut wake) = self.drain_waiters.remove(id) {
+                self.tasks.wake(&mut wake);
+            }
+        }
+        for id in self.table.ids().collect::<Vec<_>>() {
+            self.drain_connection(id);
+        }
+    }
+
+    fn force_connections(&mut self) {
+        for id in self.table.ids().collect::<Vec<_>>() {
+            self.end(id, CloseReason::Forced);
+        }
+    }
+
+    /// Publishes what the driver counts.
+    fn publish_counters(&self) {
+        let driver = self.driver.counters();
+        self.counters.enters.set(driver.enters);
+        self.counters.submissions.set(driver.submissions);
+        self.counters.completions.set(driver.completions);
+        self.counters.overflows.set(driver.overflows);
+        self.counters.tasks.set(self.tasks.len() as u64);
+        self.counters.timers.set(self.wheel.len() as u64);
+    }
+
+    /// Nanoseconds until the drain's deadline, if there is one.
+    pub(crate) fn remaining_ns(&self) -> Option<u64> {
+        (self.drain.phase() > Phase::Running)
+            .then(|| self.drain.deadline_ns().saturating_sub(self.driver.now_ns()))
+    }
+}
+
+impl CoreCell {
+    pub(crate) fn borrow_mut(&self) -> RefMut<'_, Core> {
+        self.core.borrow_mut()
+    }
+
+    pub(crate) fn serial(&self) -> u64 {
+        self.serial
+    }
+
+    /// One turn of the loop. False when the core is down.
+    pub(crate) fn turn(self: &Rc<CoreCell>) -> Result<bool> {
+        {
+            let mut core = self.borrow_mut();
+            core.exchange()?;
+            core.expire();
+        }
+        self.read_mail();
+        self.borrow_mut().advance_drain();
+        self.run_tasks();
+        let core = self.borrow_mut();
+        core.publish_counters();
+        Ok(core.drain.phase() != Phase::Down)
+    }
+
+    /// Ends whatever the drain has left, sees every operation's end, and closes the books.
+    pub(crate) fn shut_down(self: &Rc<CoreCell>) {
+        let leftover = self.borrow_mut().take_all_tasks();
+        drop_guarded(leftover);
+        self.borrow_mut().force_connections();
+        let give_up_ns = self.borrow_mut().driver.now_ns() + SHUT_DOWN_LIMIT_NS;
+        loop {
+            // Handles that were dropped with their futures let their connections go now.
+            self.bury();
+            let mut core = self.borrow_mut();
+            if core.table.is_empty() || core.driver.now_ns() >= give_up_ns {
+                break;
+            }
+            core.flush_outputs();
+            let _ = core.driver.enter(Wait::AtMostNs(NS_PER_MS));
+            let mut completions = Vec::new();
+            core.driver.reap(&mut completions, usize::MAX);
+            for completion in completions {
+                core.dispatch(completion);
+            }
+        }
+        let late_mail = {
+            let mut core = self.borrow_mut();
+            let leaked = core.driver.quiesce(Duration::from_nanos(SHUT_DOWN_LIMIT_NS));
+            core.counters.leaked_operations.add(leaked as u64);
+            for id in core.table.ids().collect::<Vec<_>>() {
+                core.remove_forced(id, leaked > 0);
+            }
+            core.publish_counters();
+            core.post.mailbox.close()
+        };
+        let _ = catch_unwind(AssertUnwindSafe(move || drop(late_mail)));
+    }
+
+    fn read_mail(self: &Rc<CoreCell>) {
+        let mut mail = {
+            let mut core = self.borrow_mut();
+            let mut mail = std::mem::take(&mut core.mail);
+            core.post.mailbox.take(&mut mail);
+            mail
+        };
+        for message in mail.drain(..) {
+            self.borrow_mut().counters.messages.add(1);
+            match message {
+                Message::Wake(id) => self.borrow_mut().tasks.make_ready(id),
+                Message::Look => {}
+                Message::Spawn(place, make) => {
+                    // The maker is anyone's code; a panic in it is its own.
+                    match catch_unwind(AssertUnwindSafe(make)) {
+                        Ok(future) => drop(spawn_task(self, Scope::Core, place, future)),
+                        Err(_) => self.borrow_mut().counters.panics.add(1),
+                    }
+                }
+            }
+        }
+        self.borrow_mut().mail = mail;
+    }
+
+    fn run_tasks(self: &Rc<CoreCell>) {
+        let budget = self.borrow_mut().settings.task_budget;
+        for _ in 0..budget {
+            self.bury();
+            let next = {
+                let mut core = self.borrow_mut();
+                core.tasks.collect_local_wakes();
+                core.tasks.start_next()
+            };
+            let Some((id, scope, place, mut body)) = next else { break };
+            self.borrow_mut().counters.running.set(place);
+            let mut cx = Context::from_waker(&body.waker);
+            let polled = catch_unwind(AssertUnwindSafe(|| body.future.as_mut().poll(&mut cx)));
+            let mut core = self.borrow_mut();
+            core.counters.polls.add(1);
+            core.counters.running.clear();
+            match polled {
+                Ok(Poll::Pending) => {
+                    let aborted = core.tasks.park(id, body);
+                    core.graveyard.extend(aborted);
+                }
+                Ok(Poll::Ready(())) => core.finish_task(id, scope, body),
+                Err(_) => {
+                    core.counters.panics.add(1);
+                    if let Scope::Handler(connection) = scope {
+                        core.fail(connection, CloseReason::HandlerPanic);
+                    }
+                    core.finish_task(id, scope, body);
+                }
+            }
+        }
+        self.bury();
+        self.borrow_mut().tasks.collect_local_wakes();
+    }
+
+    /// Drops the futures and wakes the wakers that wait for the core to be free.
+    fn bury(self: &Rc<CoreCell>) {
+        loop {
+            let (dead, wakers) = {
+                let mut core = self.borrow_mut();
+                if core.graveyard.is_empty() && !core.tasks.has_foreign() {
+                    return;
+                }
+                (std::mem::take(&mut core.graveyard), core.tasks.take_foreign())
+            };
+            drop_guarded(dead);
+            for waker in wakers {
+                let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
+            }
+        }
+    }
+}
+
+impl Core {
+    /// The books and the phases' times, for the report.
+    pub(crate) fn account(&self) -> (CoreStats, PhaseTimes) {
+        let phases = self.drain.durations_ns(self.driver.now_ns());
+        (self.counters.snapshot(), PhaseTimes(phases))
+    }
+
+    fn finish_task(&mut self, id: Id, scope: Scope, body: Body) {
+        self.tasks.finish(id);
+        if let Scope::Handler(connection) | Scope::Child(connection) = scope
+            && let Some(entry) = self.table.get_mut(connection)
+        {
+            entry.children.retain(|child| *child != id);
+        }
+        self.graveyard.push(body);
+    }
+
+    /// Takes every task out; called when the deadline has come.
+    fn take_all_tasks(&mut self) -> Vec<Body> {
+        let ids = self.tasks.ids();
+        self.counters.tasks_forced.add(ids.len() as u64);
+        let mut bodies = std::mem::take(&mut self.graveyard);
+        bodies.extend(ids.into_iter().filter_map(|id| self.tasks.abort(id)));
+        bodies
+    }
+
+    /// Closes the books on a connection whose operations did not all end.
+    fn remove_forced(&mut self, id: Id, leak: bool) {
+        if let Some(mut entry) = self.table.remove(id) {
+            if leak {
+                // The kernel may still use the descriptor: never close it.
+                std::mem::forget(entry.socket.take());
+            }
+            self.counters.close(entry.reason());
+            self.counters.live.set(self.table.len() as u64);
+        }
+    }
+}
+
+/// Dropping a future is running anyone's code, and may panic.
+fn drop_guarded(bodies: Vec<Body>) {
+    for body in bodies {
+        let _ = catch_unwind(AssertUnwindSafe(move || drop(body)));
+    }
+}
+
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Message::Wake(_) => "Wake",
+            Message::Spawn(..) => "Spawn",
+            Message::Look => "Look",
+        })
+    }
+}
+
+impl fmt::Debug for CoreCell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Core({})", self.serial)
+    }
+}
+
+thread_local! {
+    static CURRENT: RefCell<Option<CoreRef>> = const { RefCell::new(None) };
+    static ENTERED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// While it lives, this thread is that core's.
+#[derive(Debug)]
+pub(crate) struct Entered(CoreRef);
+
+impl Entered {
+    pub(crate) fn new(core: &CoreRef) -> Entered {
+        assert!(!ENTERED.replace(true), "one core a thread");
+        CURRENT.with(|current| *current.borrow_mut() = Some(Rc::clone(core)));
+        set_local_core(Some(core.serial));
+        Entered(Rc::clone(core))
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        if let Ok(mut core) = self.0.core.try_borrow_mut() {
+            core.tasks.collect_local_wakes();
+        }
+        set_local_core(None);
+        CURRENT.with(|current| current.borrow_mut().take());
+        ENTERED.set(false);
+    }
+}
+
+/// The core of this thread.
+pub(crate) fn current(operation: &'static str) -> Result<CoreRef> {
+    CURRENT.with(|current| current.borrow().clone()).ok_or_else(|| {
+        Error::new(ErrorKind::Misuse, operation)
+            .because("this thread is no core of a slipring server; call it from a handler or task")
+    })
+}
+
+/// Whether this thread is a core.
+pub(crate) fn is_core_thread() -> bool {
+    ENTERED.get()
+}
+
+pub(crate) fn spawn_task(
+    core: &CoreRef,
+    scope: Scope,
+    place: Place,
+    future: LocalFuture,
+) -> Result<Id> {
+    let mut core = core.borrow_mut();
+    if core.drain.phase() >= Phase::Force {
+        let error = Error::new(ErrorKind::Closed, "spawn a task");
+        return Err(error.because("the drain's deadline has come"));
+    }
+    if core.tasks.len() >= core.settings.tasks_max {
+        let error = Error::new(ErrorKind::Resource, "spawn a task");
+        return Err(error.because(format!(
+            "the core has {} tasks, which is SLIPRING_TASKS_MAX",
+            core.settings.tasks_max
+        )));
+    }
+    let core = &mut *core;
+    match scope {
+        Scope::Core => Ok(core.tasks.insert(scope, place, future)),
+        Scope::Handler(connection) | Scope::Child(connection) => {
+            let Some(entry) = core.table.get_mut(connection) else {
+                let error = Error::new(ErrorKind::Closed, "spawn a task");
+                return Err(error.because("its connection has ended"));
+            };
+            let id = core.tasks.insert(scope, place, future);
+            entry.children.push(id);
+            Ok(id)
+        }
+    }
+}
+
+pub(crate) fn abort_task(core: &CoreRef, id: Id) {
+    let body = core.borrow_mut().tasks.abort(id);
+    drop_guarded(body.into_iter().collect());
+}
+
+/// Resolves when the core begins to drain.
+pub(crate) fn drain_begins(core: CoreRef) -> impl Future<Output = ()> {
+    DrainBegins { core, waiter: None }
+}
+
+struct DrainBegins {
+    core: CoreRef,
+    waiter: Option<Id>,
+}
+
+impl Future for DrainBegins {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        let core = &mut *this.core.borrow_mut();
+        if core.drain.is_draining() {
+            return Poll::Ready(());
+        }
+        let known = this.waiter.filter(|id| core.drain_waiters.contains(*id));
+        let id = known.unwrap_or_else(|| core.drain_waiters.insert(Wake::Nobody));
+        this.waiter = Some(id);
+        let Core { drain_waiters, tasks, .. } = core;
+        if let Some(wake) = drain_waiters.get_mut(id) {
+            tasks.register(wake, cx.waker());
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for DrainBegins {
+    fn drop(&mut self) {
+        if let Some(id) = self.waiter {
+            let wake = self.core.borrow_mut().drain_waiters.remove(id);
+            drop(wake);
+        }
+    }
+}
+
+pub(crate) const NS_PER_MS: u64 = 1_000_000;
+/// How long a core that is down waits for the last completions before it leaks; twice at most.
+const SHUT_DOWN_LIMIT_NS: u64 = 30 * NS_PER_MS;
+const ENTER_FAILURES_BEFORE_PAUSE: u32 = 8;
+const ENTER_PAUSE: Duration = Duration::from_millis(1);

@@ -1,0 +1,255 @@
+//! The seam between the core's rules and whatever carries them out.
+//!
+//! The core pushes [`Op`]s and gets [`Completion`]s; it never sees a ring. An operation owns the
+//! memory that the kernel will touch, and its completion gives it back, so dropping a completion
+//! that nobody wants any more returns the buffer, closes the accepted socket and frees the bytes.
+//! Descriptors are only named: the core keeps a [`Socket`] open until its last operation has
+//! completed, and the simulator checks after every step that it does.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+#[cfg(test)]
+use crate::sim::{SimDriver, SimSocket};
+use crate::sys::bufs::{Lease, Pool};
+use crate::sys::gather::Gather;
+use crate::sys::sock;
+use crate::sys::uring::Uring;
+use crate::token::Token;
+
+/// Something that the kernel is asked to do. Each is answered by at least one [`Completion`].
+#[derive(Debug)]
+pub(crate) enum Op {
+    /// Accept until cancelled.
+    Accept { listener: Name },
+    /// Receive into the pool's buffers until cancelled, the end or an error. `patient`: wait for
+    /// data before a buffer is looked for, so that an empty pool is no reason to fail.
+    Receive { socket: Name, patient: bool },
+    /// Send all of it; at most one for each slot at a time.
+    Send { socket: Name, gather: Box<Gather> },
+    /// Report once when the connection is broken, while no receive would notice.
+    Hangup { socket: Name },
+    /// End another operation early; that one still completes by itself.
+    Cancel { target: Token },
+}
+
+/// The answer to an operation, or one of the answers of a multishot one.
+#[derive(Debug)]
+pub(crate) struct Completion {
+    pub(crate) token: Token,
+    /// Whether the operation has ended; its slot's in-flight count goes down with this one.
+    pub(crate) last: bool,
+    pub(crate) outcome: Outcome,
+}
+
+/// What became of an operation, with what it gives back.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    Accepted(Result<Socket, Errno>),
+    /// `Ok(None)` is the end of the stream.
+    Received(Result<Option<Lease>, Errno>),
+    /// How much was taken, and the bytes again.
+    Sent(Result<usize, Errno>, Box<Gather>),
+    /// The connection is broken, or the poll was cancelled.
+    Hangup(Result<(), Errno>),
+    /// Somebody rang the core's bell, or the poll on it ended.
+    Doorbell,
+    Cancelled,
+}
+
+/// An error number of the kernel (errno(3)), positive.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Errno(pub(crate) i32);
+
+impl Errno {
+    pub(crate) fn to_io(self) -> io::Error {
+        io::Error::from_raw_os_error(self.0)
+    }
+}
+
+impl fmt::Debug for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.to_io())
+    }
+}
+
+/// A descriptor's number, for an operation to name it. Whoever names it keeps it open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Name(pub(crate) i32);
+
+/// How long [`Driver::enter`] may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// Submit, run what the kernel has deferred, come back.
+    No,
+    /// Until something completes.
+    Forever,
+    /// Until something completes, or so many nanoseconds have passed.
+    AtMostNs(u64),
+}
+
+/// Whose direction of a connection is shut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shut {
+    Write,
+    Both,
+}
+
+/// A connected or listening socket; dropping it closes it.
+#[derive(Debug)]
+pub(crate) enum Socket {
+    Os(OwnedFd),
+    #[cfg(test)]
+    Sim(SimSocket),
+}
+
+impl Socket {
+    pub(crate) fn name(&self) -> Name {
+        match self {
+            Socket::Os(fd) => Name(fd.as_raw_fd()),
+            #[cfg(test)]
+            Socket::Sim(socket) => socket.name(),
+        }
+    }
+
+    /// Takes one connection from the queue without waiting.
+    pub(crate) fn accept_now(&self) -> io::Result<Socket> {
+        match self {
+            Socket::Os(fd) => sock::accept(fd.as_fd()).map(Socket::Os),
+            #[cfg(test)]
+            Socket::Sim(socket) => socket.accept_now().map(Socket::Sim),
+        }
+    }
+
+    /// `shutdown(2)`, by system call: the ring's operation of that name goes to a worker thread.
+    /// A peer that is gone already is no error worth hearing of.
+    pub(crate) fn shut(&self, shut: Shut) {
+        match self {
+            Socket::Os(fd) => {
+                let how = match shut {
+                    Shut::Write => std::net::Shutdown::Write,
+                    Shut::Both => std::net::Shutdown::Both,
+                };
+                let _ = socket2::SockRef::from(fd).shutdown(how);
+            }
+            #[cfg(test)]
+            Socket::Sim(socket) => socket.shut(shut),
+        }
+    }
+
+    /// Makes the coming close a reset that frees what the peer will not take.
+    pub(crate) fn abort_on_close(&self) {
+        match self {
+            Socket::Os(fd) => {
+                let _ = socket2::SockRef::from(fd).set_linger(Some(Duration::ZERO));
+            }
+            #[cfg(test)]
+            Socket::Sim(socket) => socket.abort_on_close(),
+        }
+    }
+
+    /// How much input the kernel holds that nobody has read.
+    pub(crate) fn unread_bytes(&self) -> usize {
+        match self {
+            Socket::Os(fd) => sock::unread_bytes(fd.as_fd()),
+            #[cfg(test)]
+            Socket::Sim(socket) => socket.unread_bytes(),
+        }
+    }
+
+    /// The peer's address; `None` for Unix sockets and peers that are gone.
+    pub(crate) fn peer_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Socket::Os(fd) => socket2::SockRef::from(fd).peer_addr().ok()?.as_socket(),
+            #[cfg(test)]
+            Socket::Sim(_) => None,
+        }
+    }
+}
+
+/// The drivers. An enum rather than a trait object: the release build has one variant and pays
+/// for no dispatch.
+#[derive(Debug)]
+pub(crate) enum Driver {
+    Uring(Box<Uring>),
+    #[cfg(test)]
+    Sim(SimDriver),
+}
+
+macro_rules! either {
+    ($self:ident, $driver:ident => $call:expr) => {
+        match $self {
+            Driver::Uring($driver) => $call,
+            #[cfg(test)]
+            Driver::Sim($driver) => $call,
+        }
+    };
+}
+
+impl Driver {
+    /// Queues an operation for the next [`Driver::enter`]. It always succeeds: when the queue to
+    /// the kernel is full, the operation waits in a list.
+    pub(crate) fn push(&mut self, token: Token, op: Op) {
+        either!(self, driver => driver.push(token, op));
+    }
+
+    /// Gives returned buffers to the kernel, submits what is queued, and waits as told.
+    ///
+    /// # Errors
+    /// What `io_uring_enter(2)` answers, apart from a timeout, which is no error. What was queued
+    /// stays queued or is in flight; nothing is lost by an error.
+    pub(crate) fn enter(&mut self, wait: Wait) -> io::Result<()> {
+        either!(self, driver => driver.enter(wait))
+    }
+
+    /// Takes over at most `budget` completions; true if more are there.
+    pub(crate) fn reap(&mut self, into: &mut Vec<Completion>, budget: usize) -> bool {
+        either!(self, driver => driver.reap(into, budget))
+    }
+
+    pub(crate) fn pool(&self) -> &Rc<Pool> {
+        either!(self, driver => driver.pool())
+    }
+
+    /// Nanoseconds since the epoch that all cores of a server share.
+    pub(crate) fn now_ns(&self) -> u64 {
+        either!(self, driver => driver.now_ns())
+    }
+
+    /// Operations in flight, those of cancellations and the bell included.
+    #[cfg(test)]
+    pub(crate) fn in_flight(&self) -> usize {
+        either!(self, driver => driver.in_flight())
+    }
+
+    pub(crate) fn counters(&self) -> DriverCounters {
+        either!(self, driver => driver.counters())
+    }
+
+    /// Cancels everything and waits, up to `limit`, until nothing is in flight.
+    ///
+    /// Returns how many operations did not end; whatever they own is leaked when the driver is
+    /// dropped.
+    pub(crate) fn quiesce(&mut self, limit: Duration) -> usize {
+        either!(self, driver => driver.quiesce(limit))
+    }
+}
+
+/// What a driver counts by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct DriverCounters {
+    /// System calls that entered the ring.
+    pub(crate) enters: u64,
+    /// Operations submitted.
+    pub(crate) submissions: u64,
+    /// Completions taken.
+    pub(crate) completions: u64,
+    /// Completions that belonged to nothing in flight.
+    pub(crate) stale: u64,
+    /// Times the kernel had to keep completions back because the queue was full.
+    pub(crate) overflows: u64,
+}

@@ -1,0 +1,148 @@
+//! What a core knows of one connection.
+
+use std::collections::VecDeque;
+
+use crate::buf::Chunk;
+use crate::deadline::{Deadlines, Limits};
+use crate::driver::Socket;
+use crate::report::CloseReason;
+use crate::sys::gather::Gather;
+use crate::table::Id;
+use crate::task::Wake;
+use crate::wheel::TimerKey;
+
+/// One connection, from accept to close.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    /// Open until nothing is in flight; gone while an ended connection waits for its handler.
+    pub(crate) socket: Option<Socket>,
+    /// Operations that have not had their last completion.
+    pub(crate) in_flight: u8,
+    pub(crate) receive: Receive,
+    /// The poll for a broken connection, while the receive is paused.
+    pub(crate) hangup: Hangup,
+    /// The peer has ended its side.
+    pub(crate) eof: bool,
+    /// We have ended ours.
+    pub(crate) fin_sent: bool,
+    /// Input that came after the handler had finished.
+    pub(crate) unread_seen: bool,
+    pub(crate) linger: Linger,
+
+    pub(crate) input: VecDeque<Chunk>,
+    pub(crate) input_bytes: usize,
+    /// What is queued behind the send in flight.
+    pub(crate) output: Option<Box<Gather>>,
+    /// How much the send in flight carries; 0 when none is.
+    pub(crate) sending_bytes: usize,
+    /// On the list of those to be flushed at the end of the turn.
+    pub(crate) dirty: bool,
+
+    pub(crate) reader: Wake,
+    pub(crate) writer: Wake,
+    /// Who waits for the drain or the connection's end.
+    pub(crate) watcher: Wake,
+
+    /// Why it was ended, if not by its handler.
+    pub(crate) ended: Option<CloseReason>,
+    /// Why its handler ended it, if not by success.
+    pub(crate) failed: Option<CloseReason>,
+    /// The drain has told its handler that no more input comes.
+    pub(crate) drained: bool,
+    /// How many [`Connection`](crate::Connection)s and halves there are; the last one closes.
+    pub(crate) handles: u32,
+
+    pub(crate) deadlines: Deadlines,
+    /// The one reminder in the wheel, and for when it is set.
+    pub(crate) timer: Option<TimerKey>,
+    pub(crate) timer_ms: u64,
+
+    /// The tasks that end with it: its handler and what that has spawned.
+    pub(crate) children: Vec<Id>,
+}
+
+/// A new connection is held by its two halves.
+const HANDLES: u32 = 2;
+
+/// Where the receive of a connection stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Receive {
+    /// Not armed; the kernel's buffer and then the peer's window fill up.
+    Off,
+    Armed,
+    /// A cancellation is under way.
+    Cancelling,
+    /// Waits for receive buffers.
+    Parked,
+    /// Nothing will come any more.
+    Over,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hangup {
+    Off,
+    Armed,
+    Cancelling,
+}
+
+/// Whether unread input is being read and thrown away before the close, which would otherwise
+/// reset the connection and destroy what the peer has not read yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Linger {
+    NotYet,
+    Now,
+    Done,
+}
+
+impl Entry {
+    pub(crate) fn new(socket: Socket, now_ms: u64, limits: Limits) -> Entry {
+        Entry {
+            socket: Some(socket),
+            in_flight: 0,
+            receive: Receive::Off,
+            hangup: Hangup::Off,
+            eof: false,
+            fin_sent: false,
+            unread_seen: false,
+            linger: Linger::NotYet,
+            input: VecDeque::new(),
+            input_bytes: 0,
+            output: None,
+            sending_bytes: 0,
+            dirty: false,
+            reader: Wake::Nobody,
+            writer: Wake::Nobody,
+            watcher: Wake::Nobody,
+            ended: None,
+            failed: None,
+            drained: false,
+            handles: HANDLES,
+            deadlines: Deadlines::new(now_ms, limits),
+            timer: None,
+            timer_ms: 0,
+            children: Vec::new(),
+        }
+    }
+
+    /// No handle is left: what remains is to close it well.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.handles == 0
+    }
+
+    /// Bytes that a handler has sent and the kernel has not taken.
+    pub(crate) fn queued_bytes(&self) -> usize {
+        self.sending_bytes + self.output.as_ref().map_or(0, |gather| gather.bytes())
+    }
+
+    /// The one reason under which it is counted.
+    pub(crate) fn reason(&self) -> CloseReason {
+        let finished = if self.drained {
+            CloseReason::Drained
+        } else if self.eof {
+            CloseReason::Finished
+        } else {
+            CloseReason::Served
+        };
+        self.ended.or(self.failed).unwrap_or(finished)
+    }
+}

@@ -1,0 +1,79 @@
+//! slipring is an io_uring server runtime for Linux: one thread per core, each with its own ring,
+//! its own listeners, its own connections and its own timer wheel. Every connection has an owner,
+//! a deadline and an end, and a shutdown is a call that returns an account.
+//!
+//! ```no_run
+//! use slipring::{Config, Connection, Server};
+//!
+//! fn main() -> slipring::Result<()> {
+//!     let report = Server::new(Config::from_env()?)
+//!         .listen("127.0.0.1:7000", echo)
+//!         .drain_on_signals()
+//!         .run()?;
+//!     eprintln!("{report}");
+//!     Ok(())
+//! }
+//!
+//! async fn echo(mut conn: Connection) -> slipring::Result<()> {
+//!     while let Some(chunk) = conn.recv().await? {
+//!         conn.send(chunk).await?;
+//!     }
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # Where to start
+//! [`Server`] starts and ends things, [`Connection`] is what a handler gets, [`Config`] is all
+//! that can be tuned, [`DrainReport`] is the account, and [`doctor`] says what a machine gives.
+//!
+//! # Cancel safety
+//! A future of this crate may be dropped at any time. What the kernel may still touch belongs to
+//! the operation until its last completion, never to the future; what was received stays with the
+//! connection. The functions whose futures hold bytes of their own say so.
+#![deny(unsafe_code, missing_docs, missing_debug_implementations, unreachable_pub)]
+#![deny(rust_2018_idioms)]
+#![doc(test(attr(deny(warnings))))]
+
+mod bind;
+mod buf;
+mod close;
+mod config;
+mod conn;
+mod control;
+mod core;
+mod deadline;
+pub mod doctor;
+mod drain;
+mod driver;
+mod entry;
+mod error;
+mod json;
+mod listen;
+mod machine;
+mod mailbox;
+mod receive;
+mod refusal;
+mod report;
+mod send;
+mod server;
+#[cfg(test)]
+mod sim;
+mod stats;
+mod sys;
+mod table;
+pub mod task;
+pub mod time;
+mod token;
+mod wheel;
+
+// The public interface is:
+pub use bind::ListenAddr;
+pub use buf::{Chunk, SendBuf};
+pub use config::{Config, Explanation, ReportFormat};
+pub use conn::{Connection, ConnectionId, ReadHalf, WriteHalf};
+pub use deadline::DeadlineKind;
+pub use drain::Phase;
+pub use error::{Error, ErrorKind, Result};
+pub use report::{CloseCounts, CloseReason, CoreReport, DrainReport, PhaseTimes};
+pub use server::{CoreInfo, Handle, Running, Server};
+pub use stats::{CoreStats, Stats};

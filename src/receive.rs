@@ -1,0 +1,228 @@
+//! Receiving: one multishot receive per connection, paused when its handler falls behind, parked
+//! when the core's buffers run out.
+
+use std::task::{Context, Poll};
+
+use crate::buf::Chunk;
+use crate::core::Core;
+use crate::driver::{Errno, Op};
+use crate::entry::{Entry, Hangup, Linger, Receive};
+use crate::error::Result;
+use crate::report::CloseReason;
+use crate::sys::bufs::Lease;
+use crate::table::Id;
+use crate::token::{Kind, Token};
+
+impl Core {
+    /// The next received chunk; `None` at the end of the stream, or when the drain has come and
+    /// the connection is idle: between messages, as far as `mid_message` says.
+    pub(crate) fn poll_receive(
+        &mut self,
+        id: Id,
+        mid_message: bool,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Chunk>>> {
+        let draining = self.drain.is_draining();
+        let Some(entry) = self.table.get_mut(id) else {
+            return Poll::Ready(Err(CloseReason::PeerReset.to_error("recv", None)));
+        };
+        if let Some(chunk) = entry.input.pop_front() {
+            entry.input_bytes -= chunk.len();
+            self.resume_receive(id);
+            return Poll::Ready(Ok(Some(chunk)));
+        }
+        if let Some(reason) = entry.ended {
+            return Poll::Ready(Err(reason.to_error("recv", Some(&entry.deadlines))));
+        }
+        if entry.eof || entry.drained {
+            return Poll::Ready(Ok(None));
+        }
+        if draining && !mid_message && entry.deadlines.has_first_byte() {
+            entry.drained = true;
+            return Poll::Ready(Ok(None));
+        }
+        self.tasks.register(&mut entry.reader, cx.waker());
+        Poll::Pending
+    }
+
+    /// `patient`: data is awaited before a buffer is looked for.
+    pub(crate) fn arm_receive(&mut self, id: Id, patient: bool) {
+        let Some(entry) = self.table.get_mut(id) else { return };
+        let Some(socket) = &entry.socket else { return };
+        debug_assert!(matches!(entry.receive, Receive::Off | Receive::Parked));
+        entry.receive = Receive::Armed;
+        entry.in_flight += 1;
+        let op = Op::Receive { socket: socket.name(), patient };
+        self.driver.push(receive_token(id), op);
+    }
+
+    /// Arms a paused receive again once its handler has taken half of what had piled up.
+    fn resume_receive(&mut self, id: Id) {
+        let half = self.settings.receive_queue_bytes / 2;
+        if let Some(entry) = self.table.get_mut(id)
+            && entry.receive == Receive::Off
+            && entry.input_bytes <= half
+            && entry.ended.is_none()
+        {
+            self.arm_receive(id, false);
+        }
+    }
+
+    pub(crate) fn cancel_receive(&mut self, id: Id) {
+        if let Some(entry) = self.table.get_mut(id)
+            && entry.receive == Receive::Armed
+        {
+            entry.receive = Receive::Cancelling;
+            entry.in_flight += 1;
+            self.driver.push(cancel_token(id), Op::Cancel { target: receive_token(id) });
+        }
+    }
+
+    pub(crate) fn on_received(
+        &mut self,
+        id: Id,
+        last: bool,
+        result: Result<Option<Lease>, Errno>,
+    ) {
+        let Some(entry) = self.table.get_mut(id) else {
+            self.counters.stale.add(1);
+            return;
+        };
+        let cancelling = entry.receive == Receive::Cancelling;
+        if last {
+            entry.in_flight -= 1;
+            entry.receive = Receive::Off;
+        }
+        match result {
+            Ok(Some(lease)) => self.take_in(id, lease),
+            Ok(None) => {
+                entry.eof = true;
+                entry.receive = Receive::Over;
+                self.tasks.wake(&mut entry.reader);
+            }
+            Err(Errno(libc::ECANCELED | libc::EINTR | libc::EAGAIN)) => {}
+            // Kernels before 6.5 say ENOBUFS for a cancelled receive too.
+            Err(Errno(libc::ENOBUFS)) if cancelling => {}
+            Err(Errno(libc::ENOBUFS)) => {
+                self.counters.buffers_missing.add(1);
+                entry.receive = Receive::Parked;
+                self.parked.push_back(id);
+            }
+            Err(_) => {
+                entry.receive = Receive::Over;
+                self.end(id, CloseReason::PeerReset);
+            }
+        }
+        self.after_receive(id);
+    }
+
+    fn take_in(&mut self, id: Id, lease: Lease) {
+        let Some(entry) = self.table.get_mut(id) else { return };
+        self.counters.bytes_received.add(lease.len() as u64);
+        if entry.is_closing() || entry.ended.is_some() {
+            entry.unread_seen = true;
+            return;
+        }
+        entry.deadlines.received(self.now_ms);
+        entry.input_bytes += lease.len();
+        entry.input.push_back(Chunk::new(lease));
+        self.tasks.wake(&mut entry.reader);
+    }
+
+    /// Decides what a receive that has answered, or ended, does next.
+    fn after_receive(&mut self, id: Id) {
+        let Some(entry) = self.table.get_mut(id) else { return };
+        if entry.ended.is_some() || (entry.is_closing() && entry.linger != Linger::Now) {
+            self.advance_close(id);
+            return;
+        }
+        let over = entry.input_bytes > self.settings.receive_queue_bytes;
+        match entry.receive {
+            Receive::Over if entry.is_closing() => self.advance_close(id),
+            Receive::Armed if over => {
+                self.counters.pauses.add(1);
+                self.cancel_receive(id);
+            }
+            Receive::Off if over => self.watch_hangup(id),
+            Receive::Off => self.arm_receive(id, false),
+            _ => {}
+        }
+    }
+
+    /// A connection whose receive is paused would not notice that its peer is gone.
+    fn watch_hangup(&mut self, id: Id) {
+        let Some(entry) = self.table.get_mut(id) else { return };
+        let Some(socket) = &entry.socket else { return };
+        if entry.hangup == Hangup::Off {
+            entry.hangup = Hangup::Armed;
+            entry.in_flight += 1;
+            self.driver.push(hangup_token(id), Op::Hangup { socket: socket.name() });
+        }
+    }
+
+    pub(crate) fn cancel_hangup(&mut self, id: Id) {
+        if let Some(entry) = self.table.get_mut(id)
+            && entry.hangup == Hangup::Armed
+        {
+            entry.hangup = Hangup::Cancelling;
+            entry.in_flight += 1;
+            self.driver.push(cancel_token(id), Op::Cancel { target: hangup_token(id) });
+        }
+    }
+
+    pub(crate) fn on_hangup(&mut self, id: Id, result: Result<(), Errno>) {
+        let Some(entry) = self.table.get_mut(id) else {
+            self.counters.stale.add(1);
+            return;
+        };
+        entry.in_flight -= 1;
+        entry.hangup = Hangup::Off;
+        // A receive that is armed says what has happened, after the data that came before it.
+        if result.is_ok() && entry.receive == Receive::Off && !entry.is_closing() {
+            self.end(id, CloseReason::PeerReset);
+        }
+        self.advance_close(id);
+    }
+
+    pub(crate) fn on_cancelled(&mut self, id: Id) {
+        if let Some(entry) = self.table.get_mut(id) {
+            entry.in_flight -= 1;
+            self.advance_close(id);
+        }
+    }
+
+    /// Gives those who wait for buffers another try, as many as there are buffers.
+    pub(crate) fn rearm_parked(&mut self) {
+        if self.parked.is_empty() {
+            return;
+        }
+        let pool = self.driver.pool();
+        for _ in pool.leased()..pool.buffers() {
+            let Some(id) = self.parked.pop_front() else { return };
+            if self.table.get(id).is_some_and(|entry| entry.receive == Receive::Parked) {
+                self.arm_receive(id, true);
+            }
+        }
+    }
+}
+
+impl Entry {
+    /// Forgets what was received and nobody will read.
+    pub(crate) fn discard_input(&mut self) {
+        self.unread_seen |= !self.input.is_empty();
+        self.input = std::collections::VecDeque::new();
+        self.input_bytes = 0;
+    }
+}
+
+fn receive_token(id: Id) -> Token {
+    Token::new(Kind::Receive, id.index, id.generation)
+}
+
+fn hangup_token(id: Id) -> Token {
+    Token::new(Kind::Hangup, id.index, id.generation)
+}
+
+fn cancel_token(id: Id) -> Token {
+    Token::new(Kind::Cancel, id.index, id.generation)
+}

@@ -1,0 +1,183 @@
+//! Sending: what handlers queue in a turn leaves as one send at its end, and never two at a time
+//! on one connection, since the kernel keeps no order between them.
+
+use std::task::{Context, Poll};
+
+use crate::buf::SendBuf;
+use crate::core::Core;
+use crate::driver::{Errno, Op};
+use crate::entry::Entry;
+use crate::error::Result;
+use crate::report::CloseReason;
+use crate::sys::gather::Gather;
+use crate::table::Id;
+use crate::token::{Kind, Token};
+
+impl Core {
+    /// Takes the buffer over as soon as there is room for more output.
+    pub(crate) fn poll_send(
+        &mut self,
+        id: Id,
+        buf: &mut Option<SendBuf>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<()>> {
+        std::task::ready!(self.poll_room(id, cx))?;
+        if let Some(buf) = buf.take()
+            && !buf.is_empty()
+        {
+            self.output(id).push(buf);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Copies as much as there is room for, at least one byte.
+    pub(crate) fn poll_write(
+        &mut self,
+        id: Id,
+        bytes: &[u8],
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<usize>> {
+        let room = std::task::ready!(self.poll_room(id, cx))?;
+        let count = bytes.len().min(room);
+        if count > 0 {
+            self.output(id).write(&bytes[..count]);
+        }
+        Poll::Ready(Ok(count))
+    }
+
+    /// Waits until the kernel has taken all output.
+    pub(crate) fn poll_flush(&mut self, id: Id, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        let Some(entry) = self.table.get_mut(id) else {
+            return Poll::Ready(Err(CloseReason::PeerReset.to_error("flush", None)));
+        };
+        if let Some(reason) = entry.ended {
+            return Poll::Ready(Err(reason.to_error("flush", Some(&entry.deadlines))));
+        }
+        if entry.queued_bytes() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        self.tasks.register(&mut entry.writer, cx.waker());
+        Poll::Pending
+    }
+
+    /// How many bytes may be queued now, which is at least one.
+    fn poll_room(&mut self, id: Id, cx: &mut Context<'_>) -> Poll<Result<usize>> {
+        let Some(entry) = self.table.get_mut(id) else {
+            return Poll::Ready(Err(CloseReason::PeerReset.to_error("send", None)));
+        };
+        if let Some(reason) = entry.ended {
+            return Poll::Ready(Err(reason.to_error("send", Some(&entry.deadlines))));
+        }
+        let queued = entry.queued_bytes();
+        let full = entry.output.as_ref().is_some_and(|gather| gather.is_full());
+        match self.settings.send_queue_bytes.checked_sub(queued) {
+            Some(room) if room > 0 && !full => Poll::Ready(Ok(room)),
+            _ => {
+                self.tasks.register(&mut entry.writer, cx.waker());
+                Poll::Pending
+            }
+        }
+    }
+
+    /// The queue of a connection that is there, to be added to.
+    fn output(&mut self, id: Id) -> &mut Gather {
+        let entry = self.table.get_mut(id).expect("invariant: the caller has seen the entry");
+        entry.deadlines.output_began(self.now_ms);
+        if !entry.dirty {
+            entry.dirty = true;
+            self.dirty.push(id);
+        }
+        let spare = &mut self.spare;
+        entry.output.get_or_insert_with(|| spare.pop().unwrap_or_else(|| Box::new(Gather::new())))
+    }
+
+    /// Starts a send on every connection that has got output in this turn.
+    pub(crate) fn flush_outputs(&mut self) {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for id in dirty.drain(..) {
+            if let Some(entry) = self.table.get_mut(id) {
+                entry.dirty = false;
+                self.start_send(id);
+                self.arm_deadline(id);
+            }
+        }
+        self.dirty = dirty;
+    }
+
+    /// Sends what is queued, unless a send is in flight already.
+    pub(crate) fn start_send(&mut self, id: Id) {
+        let Some(entry) = self.table.get_mut(id) else { return };
+        if entry.sending_bytes > 0 || entry.ended.is_some() {
+            return;
+        }
+        if let Some(gather) = entry.output.take_if(|gather| !gather.is_empty()) {
+            self.send(id, gather);
+        }
+    }
+
+    fn send(&mut self, id: Id, gather: Box<Gather>) {
+        let Some(entry) = self.table.get_mut(id) else { return };
+        let Some(socket) = &entry.socket else { return };
+        entry.sending_bytes = gather.bytes();
+        entry.in_flight += 1;
+        let token = Token::new(Kind::Send, id.index, id.generation);
+        self.driver.push(token, Op::Send { socket: socket.name(), gather });
+    }
+
+    pub(crate) fn on_sent(
+        &mut self,
+        id: Id,
+        result: Result<usize, Errno>,
+        mut gather: Box<Gather>,
+    ) {
+        let Some(entry) = self.table.get_mut(id) else {
+            self.counters.stale.add(1);
+            return;
+        };
+        entry.in_flight -= 1;
+        entry.sending_bytes = 0;
+        let sent = result.unwrap_or(0).min(gather.bytes());
+        gather.advance(sent);
+        self.counters.bytes_sent.add(sent as u64);
+        if sent > 0 {
+            let more = !gather.is_empty() || entry.queued_bytes() > 0;
+            entry.deadlines.output_moved(self.now_ms, more);
+        }
+        if gather.is_empty() {
+            self.spare.push(gather);
+            self.after_send(id);
+            return;
+        }
+        let transient = matches!(result, Err(Errno(libc::EINTR | libc::EAGAIN)));
+        if entry.ended.is_none() && (sent > 0 || transient) {
+            // The kernel took a part: the rest goes out before anything else, or says why not.
+            self.send(id, gather);
+            return;
+        }
+        self.counters.bytes_abandoned.add(gather.bytes() as u64);
+        gather.clear();
+        self.spare.push(gather);
+        self.end(id, CloseReason::PeerReset);
+        self.advance_close(id);
+    }
+
+    fn after_send(&mut self, id: Id) {
+        let Some(entry) = self.table.get_mut(id) else { return };
+        let queued = entry.queued_bytes();
+        if queued == 0 || queued < self.settings.send_queue_bytes / 2 {
+            self.tasks.wake(&mut entry.writer);
+        }
+        if queued > 0 {
+            self.start_send(id);
+        } else if entry.is_closing() || entry.ended.is_some() {
+            self.advance_close(id);
+        }
+    }
+}
+
+impl Entry {
+    /// Forgets what was not sent, and says how much that was.
+    pub(crate) fn abandon_output(&mut self) -> usize {
+        self.output.take().map_or(0, |gather| gather.bytes())
+    }
+}

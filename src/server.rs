@@ -1,0 +1,596 @@
+//! The control plane: bind all or nothing, start a thread for each core, wait for their end.
+//!
+//! The order of a start: settings, descriptors' limit, sockets bound, rings made on their
+//! threads, handlers made, and only when all of that has worked on every core: listen, accept.
+//! The order of an end, on each core: stop accepting, empty the queues, close the listeners, let
+//! connections finish, force the rest, see every operation's end, close the ring, report.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, Location, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::bind::{Hook, ListenAddr, SocketFile, bind};
+use crate::config::{Config, Settings};
+use crate::conn::{self, Connection};
+use crate::control::{Control, Seat};
+use crate::core::{Core, CoreBell, CoreRef, Entered, Message, PostBox, is_core_thread};
+use crate::driver::{Driver, Socket};
+use crate::error::{Error, ErrorKind, Result};
+use crate::listen::{Handler, Listener};
+use crate::machine::{self, Facts};
+use crate::refusal;
+use crate::report::{CoreReport, DrainReport};
+use crate::stats::Stats;
+use crate::sys::affinity;
+use crate::sys::limits;
+use crate::sys::place::Place;
+use crate::sys::signal::SignalBell;
+use crate::sys::uring::{RingSetup, Uring};
+use crate::sys::wake::EventFd;
+use crate::task::panic_text;
+
+/// A server to be: addresses, their handlers, and how it is to run.
+///
+/// # Examples
+///
+/// ```no_run
+/// use slipring::{Config, Connection, Server};
+///
+/// async fn echo(mut conn: Connection) -> slipring::Result<()> {
+///     while let Some(chunk) = conn.recv().await? {
+///         conn.send(chunk).await?;
+///     }
+///     Ok(())
+/// }
+///
+/// fn main() -> slipring::Result<()> {
+///     let report = Server::new(Config::from_env()?)
+///         .listen("127.0.0.1:7000", echo)
+///         .drain_on_signals()
+///         .run()?;
+///     println!("{report}");
+///     Ok(())
+/// }
+/// ```
+#[must_use = "a server does nothing until it is run or started"]
+pub struct Server {
+    config: Config,
+    endpoints: Vec<Endpoint>,
+    before_bind: Option<Arc<Hook>>,
+    signals: bool,
+}
+
+struct Endpoint {
+    addr: String,
+    make: Arc<MakeHandler>,
+    place: Place,
+}
+
+type MakeHandler = dyn Fn(&CoreInfo) -> Handler + Send + Sync;
+
+/// The core that a handler is made for; see [`Server::listen_with`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CoreInfo {
+    /// Which core of the server it is, from 0.
+    pub index: usize,
+    /// The CPU it was started for.
+    pub cpu: u16,
+    /// How many cores the server has.
+    pub cores: usize,
+}
+
+impl Server {
+    /// A server without addresses.
+    pub fn new(config: Config) -> Server {
+        Server { config, endpoints: Vec::new(), before_bind: None, signals: false }
+    }
+
+    /// Serves an address with a handler that runs once for each connection, on the core that has
+    /// accepted it. The address has a form of [`ListenAddr::parse`].
+    #[track_caller]
+    pub fn listen<H, F>(self, addr: impl Into<String>, handler: H) -> Server
+    where
+        H: Fn(Connection) -> F + Send + Sync + 'static,
+        F: Future<Output = Result<()>> + 'static,
+    {
+        let handler = Arc::new(handler);
+        self.endpoint(addr.into(), move |_| {
+            let handler = Arc::clone(&handler);
+            conn::handler(move |conn| handler(conn))
+        })
+    }
+
+    /// Serves an address with a handler that is made on each core, so that it can own state of
+    /// that core which needs no lock.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::{cell::Cell, rc::Rc};
+    /// use slipring::{Config, Connection, Server};
+    ///
+    /// # fn main() -> slipring::Result<()> {
+    /// let server = Server::new(Config::default()).listen_with("127.0.0.1:7000", |_core| {
+    ///     let served = Rc::new(Cell::new(0u64));
+    ///     move |mut conn: Connection| {
+    ///         let served = Rc::clone(&served);
+    ///         async move {
+    ///             served.set(served.get() + 1);
+    ///             conn.send(format!("you are number {}\n", served.get())).await
+    ///         }
+    ///     }
+    /// });
+    /// # server.run().map(drop)
+    /// # }
+    /// ```
+    #[track_caller]
+    pub fn listen_with<M, H, F>(self, addr: impl Into<String>, make: M) -> Server
+    where
+        M: Fn(&CoreInfo) -> H + Send + Sync + 'static,
+        H: Fn(Connection) -> F + 'static,
+        F: Future<Output = Result<()>> + 'static,
+    {
+        self.endpoint(addr.into(), move |core| conn::handler(make(core)))
+    }
+
+    /// Calls `hook` with each listening socket before it is bound, to set any socket option; what
+    /// is set there is inherited by the accepted connections (except where socket(7) and tcp(7)
+    /// say otherwise). `SO_REUSEADDR`, `SO_REUSEPORT` and what the configuration names are set
+    /// before.
+    pub fn before_bind<B>(mut self, hook: B) -> Server
+    where
+        B: Fn(BorrowedFd<'_>) -> io::Result<()> + Send + Sync + 'static,
+    {
+        self.before_bind = Some(Arc::new(hook));
+        self
+    }
+
+    /// Drains on the first SIGTERM or SIGINT, within `SLIPRING_DRAIN_MS`, and forces on the second.
+    ///
+    /// Signals belong to the whole process: without this call slipring touches none of them.
+    pub fn drain_on_signals(mut self) -> Server {
+        self.signals = true;
+        self
+    }
+
+    /// Serves until it is drained, by a signal or a [`Handle`], and returns the account.
+    ///
+    /// # Errors
+    /// As [`Server::start`] and [`Running::join`].
+    pub fn run(self) -> Result<DrainReport> {
+        self.start()?.join()
+    }
+
+    /// Starts to serve and returns at once. When it does, every core accepts.
+    ///
+    /// # Errors
+    /// Nothing is left behind when it fails; the message says what stood in the way.
+    /// * [`ErrorKind::Config`]: a value, an address, or a CPU that this process may not use.
+    /// * [`ErrorKind::AddressInUse`]: somebody listens there.
+    /// * [`ErrorKind::Unsupported`]: io_uring can't be had, or a privilege is missing.
+    /// * [`ErrorKind::Resource`]: descriptors, locked memory or threads do not suffice.
+    ///
+    /// # Kernel
+    /// Needs Linux 6.1.
+    pub fn start(self) -> Result<Running> {
+        let settings = self.config.settings()?;
+        let cpus = self.choose_cpus()?;
+        let cores = cpus.len();
+        machine::ensure_nofile(descriptors_needed(&settings, cores, self.endpoints.len()))?;
+        let quota = Facts::read().quota_cpus;
+        let pin = settings.pin.unwrap_or(quota.is_none_or(|cpus| cpus >= cores as f64));
+
+        let mut bound = Vec::with_capacity(self.endpoints.len());
+        for addr in self.addresses()? {
+            bound.push(bind(&addr, cores, &settings, self.before_bind.as_deref())?);
+        }
+        let files = bound.iter().filter_map(|bound| SocketFile::of(&bound.addr)).collect();
+
+        let (control, bells) = seats(&cpus)?;
+        let drain_within = Duration::from_millis(settings.drain_ms);
+        let makers = self.endpoints.iter().map(|e| (Arc::clone(&e.make), e.place));
+        let makers: Vec<_> = makers.collect();
+        let mut crew = Crew::default();
+        for (index, bell) in bells.into_iter().enumerate() {
+            let info = CoreInfo { index, cpu: cpus[index], cores };
+            let (control, makers) = (Arc::clone(&control), makers.clone());
+            crew.hire(Seed { info, settings, pin, bell, control, makers, drain_within })?;
+        }
+        crew.all_ready()?;
+        let signals = self.signals.then(|| Signals::install(&control, drain_within)).transpose()?;
+
+        for bound in &bound {
+            bound.listen()?;
+        }
+        let addrs = bound.iter().map(|bound| bound.addr.clone()).collect();
+        let mut shares: Vec<Vec<OwnedFd>> = (0..cores).map(|_| Vec::new()).collect();
+        for bound in bound {
+            for (share, socket) in shares.iter_mut().zip(bound.sockets) {
+                share.push(socket);
+            }
+        }
+        let threads = crew.go(shares);
+        Ok(Running { handle: Handle { control, drain_within }, threads, addrs, signals, files })
+    }
+
+    #[track_caller]
+    fn endpoint<M>(mut self, addr: String, make: M) -> Server
+    where
+        M: Fn(&CoreInfo) -> Handler + Send + Sync + 'static,
+    {
+        self.endpoints.push(Endpoint { addr, make: Arc::new(make), place: Location::caller() });
+        self
+    }
+
+    /// The addresses, each once.
+    fn addresses(&self) -> Result<Vec<ListenAddr>> {
+        let mut addrs = Vec::with_capacity(self.endpoints.len());
+        for endpoint in &self.endpoints {
+            let addr = ListenAddr::parse(&endpoint.addr)?;
+            let any_port = matches!(addr, ListenAddr::Tcp(tcp) if tcp.port() == 0);
+            if !any_port && addrs.contains(&addr) {
+                return Err(Error::new(ErrorKind::AddressInUse, format!("bind {addr}"))
+                    .because("the server was told to listen there twice"));
+            }
+            addrs.push(addr);
+        }
+        Ok(addrs)
+    }
+
+    fn choose_cpus(&self) -> Result<Vec<u16>> {
+        let allowed =
+            affinity::allowed().map_err(|error| Error::os("read the affinity mask", error))?;
+        let Some(asked) = self.config.cpu_list()? else {
+            return Ok(machine::default_cpus(&allowed, Facts::read().quota_cpus));
+        };
+        match asked.iter().find(|cpu| !allowed.contains(cpu)) {
+            None => Ok(asked),
+            Some(cpu) => Err(Error::new(ErrorKind::Config, format!("use CPU {cpu}")).because(format!(
+                "this process may run on CPUs {} only; see SLIPRING_CPUS and taskset(1)",
+                machine::cpu_list(&allowed)
+            ))),
+        }
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let addrs: Vec<&str> = self.endpoints.iter().map(|e| e.addr.as_str()).collect();
+        f.debug_struct("Server").field("listen", &addrs).finish_non_exhaustive()
+    }
+}
+
+/// A server that serves. Dropping it does not end it; drain it.
+#[derive(Debug)]
+pub struct Running {
+    handle: Handle,
+    threads: Vec<JoinHandle<()>>,
+    addrs: Vec<ListenAddr>,
+    signals: Option<Signals>,
+    files: Vec<SocketFile>,
+}
+
+impl Running {
+    /// A handle that any thread may use.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Where it listens, in the order of the `listen` calls, with the ports that the kernel chose.
+    #[must_use]
+    pub fn local_addrs(&self) -> &[ListenAddr] {
+        &self.addrs
+    }
+
+    /// Waits until the server has been drained, and returns the account. It returns at most 100 ms
+    /// after the drain's deadline; its ports are free then, unless a core is stuck.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Panicked`] when a core has failed; the message has the report.
+    /// [`ErrorKind::Misuse`] on a core of the server, which would wait for itself.
+    pub fn join(self) -> Result<DrainReport> {
+        self.handle.wait_allowed("join a server")?;
+        let report = self.handle.control.wait();
+        drop(self.signals);
+        drop(self.files);
+        for (thread, core) in self.threads.into_iter().zip(report.cores()) {
+            if core.stuck.is_none() {
+                let _ = thread.join();
+            }
+        }
+        match report.cores().iter().find_map(|core| core.failure.as_ref()) {
+            None => Ok(report),
+            Some(_) => Err(Error::new(ErrorKind::Panicked, "serve").because(report.to_string())),
+        }
+    }
+}
+
+/// Watches and ends a server from any thread.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    control: Arc<Control>,
+    drain_within: Duration,
+}
+
+impl Handle {
+    /// Drains the server within `deadline` and waits for it: stops accepting, serves or closes
+    /// what is queued, lets connections finish, forces the rest, and returns the account at most
+    /// 100 ms after the deadline, whatever any handler does.
+    ///
+    /// While a drain runs, another call can only shorten it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Misuse`] on a core of a server; use [`Handle::begin_drain`] there.
+    pub fn drain(&self, deadline: Duration) -> Result<DrainReport> {
+        self.wait_allowed("drain")?;
+        self.begin_drain(deadline);
+        Ok(self.control.wait())
+    }
+
+    /// As [`Handle::drain`], without waiting for it. Any thread may, a core too.
+    pub fn begin_drain(&self, deadline: Duration) {
+        self.control.begin_drain(deadline);
+    }
+
+    /// Forces the server to end now: a drain without time. Does not wait.
+    pub fn close(&self) {
+        self.control.begin_drain(Duration::ZERO);
+    }
+
+    /// The deadline that a drain gets from the configuration (`SLIPRING_DRAIN_MS`).
+    #[must_use]
+    pub fn drain_default(&self) -> Duration {
+        self.drain_within
+    }
+
+    /// What the cores have counted so far.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.control.stats()
+    }
+
+    /// Runs a future on a core, which is counted from 0. `make` runs there, so that the future
+    /// need not be `Send`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Misuse`] for a core that the server does not have, [`ErrorKind::Closed`] for
+    /// one that has ended.
+    #[track_caller]
+    pub fn spawn_on<M, F>(&self, core: usize, make: M) -> Result<()>
+    where
+        M: FnOnce() -> F + Send + 'static,
+        F: Future<Output = ()> + 'static,
+    {
+        let seats = self.control.seats();
+        let Some(seat) = seats.get(core) else {
+            return Err(Error::new(ErrorKind::Misuse, format!("spawn on core {core}"))
+                .because(format!("the server has {} cores", seats.len())));
+        };
+        let message = Message::Spawn(Location::caller(), Box::new(|| Box::pin(make())));
+        seat.post.post(message).map_err(|_| {
+            Error::new(ErrorKind::Closed, format!("spawn on core {core}"))
+                .because("the core has ended")
+        })
+    }
+
+    fn wait_allowed(&self, operation: &'static str) -> Result<()> {
+        if is_core_thread() {
+            return Err(Error::new(ErrorKind::Misuse, operation)
+                .because("a core would wait for itself; use begin_drain here"));
+        }
+        Ok(())
+    }
+}
+
+/// What a core's thread is started with.
+struct Seed {
+    info: CoreInfo,
+    settings: Settings,
+    pin: bool,
+    bell: Arc<EventFd>,
+    control: Arc<Control>,
+    makers: Vec<(Arc<MakeHandler>, Place)>,
+    drain_within: Duration,
+}
+
+impl Seed {
+    /// The whole life of a core.
+    fn live(self, ready: &Sender<Result<()>>, go: &Receiver<Vec<OwnedFd>>) {
+        let core = match self.make_core() {
+            Ok(core) => core,
+            Err(error) => {
+                let _ = ready.send(Err(error));
+                return;
+            }
+        };
+        let handlers: Vec<_> = self.makers.iter().map(|(make, at)| (make(&self.info), *at)).collect();
+        let _ = ready.send(Ok(()));
+        // No word means that another core could not be started.
+        let Ok(sockets) = go.recv() else { return };
+        {
+            let mut core = core.borrow_mut();
+            for (socket, (handler, place)) in sockets.into_iter().zip(handlers) {
+                core.listeners.push(Listener::new(Socket::Os(socket), handler, place));
+            }
+        }
+        let failure = self.serve(&core);
+        let (stats, phases) = core.borrow_mut().account();
+        drop(core);
+        let cpu = self.info.cpu;
+        let report = CoreReport { cpu, stats, phases, stuck: None, failure };
+        self.control.report(self.info.index, report);
+    }
+
+    fn make_core(&self) -> Result<CoreRef> {
+        if self.pin {
+            affinity::pin(self.info.cpu).map_err(|error| {
+                Error::os(format!("pin a core to CPU {}", self.info.cpu), error)
+                    .because("SLIPRING_PIN=0 runs the cores unpinned")
+            })?;
+        }
+        let setup = RingSetup {
+            sq_entries: self.settings.sq_entries,
+            cq_entries: self.settings.cq_entries,
+            buffers: self.settings.buffers as u16,
+            buffer_bytes: self.settings.buffer_bytes,
+        };
+        let epoch = self.control.epoch();
+        let uring = refusal::retry_without_memory(|| {
+            Uring::new(setup, Arc::clone(&self.bell), epoch)
+        });
+        let uring = uring.map_err(|error| match error.raw_os_error() {
+            Some(errno) => refusal::explain_setup_failure(errno, setup.asked(), &Facts::read()),
+            None => Error::os("set up a ring", error),
+        })?;
+        let seat = &self.control.seats()[self.info.index];
+        let share = self.settings.connections_max.div_ceil(self.info.cores);
+        let (counters, post) = (Arc::clone(&seat.counters), Arc::clone(&seat.post));
+        let driver = Driver::Uring(Box::new(uring));
+        Ok(Core::new(driver, self.settings, share, Arc::clone(&self.control), counters, post))
+    }
+
+    /// Turns until the core is down, and closes it. Returns what went wrong, if anything did.
+    fn serve(&self, core: &CoreRef) -> Option<String> {
+        let _entered = Entered::new(core);
+        core.borrow_mut().start_accept();
+        let turned = catch_unwind(AssertUnwindSafe(|| {
+            while core.turn()? {}
+            Ok(())
+        }));
+        let failure = match turned {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(Error::to_string(&error)),
+            Err(panic) => Some(panic_text(&*panic)),
+        };
+        if failure.is_some() {
+            // A server with a core missing would serve a part of its clients only.
+            self.control.begin_drain(self.drain_within);
+        }
+        let closed = catch_unwind(AssertUnwindSafe(|| core.shut_down()));
+        failure.or_else(|| closed.err().map(|panic| panic_text(&*panic)))
+    }
+}
+
+/// The cores' threads while the server starts. Unless all is well they are sent home again.
+#[derive(Default)]
+struct Crew {
+    threads: Vec<JoinHandle<()>>,
+    starts: Vec<Sender<Vec<OwnedFd>>>,
+    ready: Vec<Receiver<Result<()>>>,
+}
+
+impl Crew {
+    fn hire(&mut self, seed: Seed) -> Result<()> {
+        let (ready_sender, ready) = channel();
+        let (start, go) = channel();
+        let thread = thread::Builder::new().name(format!("slipring-{}", seed.info.cpu));
+        let thread = thread.spawn(move || seed.live(&ready_sender, &go));
+        self.threads.push(thread.map_err(|error| {
+            Error::os("start a core's thread", error).with_kind(ErrorKind::Resource)
+        })?);
+        self.starts.push(start);
+        self.ready.push(ready);
+        Ok(())
+    }
+
+    fn all_ready(&self) -> Result<()> {
+        for ready in &self.ready {
+            ready.recv().unwrap_or_else(|_| {
+                Err(Error::new(ErrorKind::Panicked, "make a core's handlers"))
+            })?;
+        }
+        Ok(())
+    }
+
+    fn go(mut self, shares: Vec<Vec<OwnedFd>>) -> Vec<JoinHandle<()>> {
+        for (start, share) in self.starts.iter().zip(shares) {
+            // A core that is gone already is found by `join`.
+            let _ = start.send(share);
+        }
+        std::mem::take(&mut self.threads)
+    }
+}
+
+impl Drop for Crew {
+    fn drop(&mut self) {
+        self.starts.clear();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Turns signals into orders, on a thread of its own.
+#[derive(Debug)]
+struct Signals {
+    bell: Arc<SignalBell>,
+    done: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Signals {
+    fn install(control: &Arc<Control>, drain_within: Duration) -> Result<Signals> {
+        let bell = SignalBell::install(&[libc::SIGTERM, libc::SIGINT]).map_err(|error| {
+            Error::os("handle SIGTERM and SIGINT", error)
+                .with_kind(ErrorKind::Misuse)
+                .because("signals belong to the process; one server at a time may ask for them")
+        })?;
+        let (bell, done) = (Arc::new(bell), Arc::new(AtomicBool::new(false)));
+        let (control, shared, ended) = (Arc::clone(control), Arc::clone(&bell), Arc::clone(&done));
+        let listen = move || {
+            let mut signals = 0;
+            while let Ok(count) = shared.bell().wait() {
+                if ended.load(Ordering::Acquire) {
+                    return;
+                }
+                signals += count;
+                control.begin_drain(if signals == 1 { drain_within } else { Duration::ZERO });
+            }
+        };
+        let thread = thread::Builder::new().name("slipring-signals".to_owned()).spawn(listen);
+        let thread = thread.map_err(|error| Error::os("start the signals' thread", error))?;
+        Ok(Signals { bell, done, thread: Some(thread) })
+    }
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        self.done.store(true, Ordering::Release);
+        self.bell.bell().ring();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn seats(cpus: &[u16]) -> Result<(Arc<Control>, Vec<Arc<EventFd>>)> {
+    let mut bells = Vec::with_capacity(cpus.len());
+    let mut seats = Vec::with_capacity(cpus.len());
+    for &cpu in cpus {
+        let bell = EventFd::new().map_err(|error| Error::os("create an eventfd", error))?;
+        let bell = Arc::new(bell);
+        let post = PostBox::new(CoreBell::EventFd(Arc::clone(&bell)));
+        seats.push(Seat { cpu, post, counters: Arc::default() });
+        bells.push(bell);
+    }
+    Ok((Arc::new(Control::new(Instant::now(), seats)), bells))
+}
+
+/// Each connection one; each core a ring, an eventfd and its listeners; and what is open already.
+fn descriptors_needed(settings: &Settings, cores: usize, endpoints: usize) -> u64 {
+    let open = limits::open_fds().unwrap_or(DESCRIPTORS_OPEN_GUESS);
+    (settings.connections_max + cores * (endpoints + 2) + open + DESCRIPTORS_SPARE) as u64
+}
+
+const DESCRIPTORS_OPEN_GUESS: usize = 64;
+/// For what the handlers open, such as a log file.
+const DESCRIPTORS_SPARE: usize = 64;

@@ -1,0 +1,298 @@
+//! Receive buffers that the kernel picks from, and the leases on those it has filled.
+//!
+//! A buffer is at any time in exactly one of three places: with the kernel, leased to whoever
+//! holds its [`Lease`], or in the list of returned ones that waits to be given to the kernel
+//! again. The memory outlives every lease, and the driver leaks it rather than freeing it when it
+//! could not see the end of every operation (see `Uring::drop`).
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::io;
+use std::ops::Deref;
+use std::ptr::NonNull;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use io_uring::types::BufRingEntry;
+
+/// The memory of a core's receive buffers and the account of who has which.
+pub(crate) struct Pool {
+    memory: NonNull<u8>,
+    layout: Layout,
+    buffer_bytes: u32,
+    books: RefCell<Books>,
+    leased: Cell<u32>,
+}
+
+struct Books {
+    /// Who may touch the buffer; indexed by buffer id.
+    places: Vec<Place>,
+    /// Those to be given to the kernel, latest return last.
+    returned: Vec<u16>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Kernel,
+    Leased,
+    Returned,
+}
+
+impl Pool {
+    /// Allocates `buffers` (a power of two up to 2^15) of `buffer_bytes` each, all returned.
+    pub(crate) fn new(buffers: u16, buffer_bytes: u32) -> io::Result<Rc<Pool>> {
+        let bytes = usize::from(buffers) * buffer_bytes as usize;
+        let layout = Layout::from_size_align(bytes, PAGE_BYTES).map_err(io::Error::other)?;
+        if layout.size() == 0 {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        }
+        // SAFETY: the layout's size was just checked to be non-zero.
+        let memory = unsafe { alloc_zeroed(layout) };
+        let memory = NonNull::new(memory).ok_or(io::ErrorKind::OutOfMemory)?;
+        let places = vec![Place::Returned; usize::from(buffers)];
+        // The kernel takes from the front: start it with the lowest buffers.
+        let returned = (0..buffers).rev().collect();
+        let books = RefCell::new(Books { places, returned });
+        Ok(Rc::new(Pool { memory, layout, buffer_bytes, books, leased: Cell::new(0) }))
+    }
+
+    pub(crate) fn buffers(&self) -> u32 {
+        (self.layout.size() / self.buffer_bytes as usize) as u32
+    }
+
+    pub(crate) fn buffer_bytes(&self) -> u32 {
+        self.buffer_bytes
+    }
+
+    /// How many buffers are out with leases.
+    pub(crate) fn leased(&self) -> u32 {
+        self.leased.get()
+    }
+
+    /// How many wait to be given to the kernel.
+    pub(crate) fn returned(&self) -> usize {
+        self.books.borrow().returned.len()
+    }
+
+    /// Takes over a buffer that the kernel says it has filled with `len` bytes.
+    ///
+    /// `None` when the kernel can't have had it: an id out of range, one that is leased or
+    /// returned already, or more bytes than the buffer holds.
+    pub(crate) fn lease(self: &Rc<Pool>, buffer: u16, len: u32) -> Option<Lease> {
+        let mut books = self.books.borrow_mut();
+        let place = books.places.get_mut(usize::from(buffer))?;
+        if *place != Place::Kernel || len > self.buffer_bytes {
+            return None;
+        }
+        *place = Place::Leased;
+        self.leased.set(self.leased.get() + 1);
+        Some(Lease { pool: Rc::clone(self), buffer, len })
+    }
+
+    /// Moves every returned buffer to the kernel, handing each to `give`, latest return first:
+    /// it is the likeliest to be in cache.
+    pub(crate) fn give_all(&self, mut give: impl FnMut(u16)) {
+        let mut books = self.books.borrow_mut();
+        while let Some(buffer) = books.returned.pop() {
+            books.places[usize::from(buffer)] = Place::Kernel;
+            give(buffer);
+        }
+    }
+
+    fn address(&self, buffer: u16) -> NonNull<u8> {
+        let offset = usize::from(buffer) * self.buffer_bytes as usize;
+        assert!(offset < self.layout.size());
+        // SAFETY: the offset was just checked to lie inside the allocation.
+        unsafe { self.memory.add(offset) }
+    }
+
+    /// Plays the kernel in the simulator: writes into a buffer that the kernel has.
+    #[cfg(test)]
+    pub(crate) fn write_as_kernel(&self, buffer: u16, bytes: &[u8]) {
+        assert_eq!(self.books.borrow().places[usize::from(buffer)], Place::Kernel);
+        assert!(bytes.len() <= self.buffer_bytes as usize);
+        let to = self.address(buffer);
+        // SAFETY: the buffer is the kernel's, so no lease reads it, and the bytes fit.
+        unsafe { to.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) };
+    }
+
+    /// The books of the buffers as (with the kernel, leased, returned); the three add up.
+    #[cfg(test)]
+    pub(crate) fn census(&self) -> (usize, usize, usize) {
+        let books = self.books.borrow();
+        let count = |place| books.places.iter().filter(|p| **p == place).count();
+        (count(Place::Kernel), count(Place::Leased), count(Place::Returned))
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool")
+            .field("buffers", &self.buffers())
+            .field("buffer_bytes", &self.buffer_bytes)
+            .field("leased", &self.leased())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout in `new`. No lease is left, as each holds the pool;
+        // nor is the kernel writing, as the driver forgets its own hold on the pool unless it has
+        // seen the end of every operation.
+        unsafe { dealloc(self.memory.as_ptr(), self.layout) };
+    }
+}
+
+/// One filled receive buffer. Dropping it returns the buffer.
+pub(crate) struct Lease {
+    pool: Rc<Pool>,
+    buffer: u16,
+    len: u32,
+}
+
+impl Lease {
+    /// Whether more than half of the pool is out with leases, so that whoever wants to keep these
+    /// bytes had better copy them.
+    pub(crate) fn is_pool_short(&self) -> bool {
+        self.pool.leased() > self.pool.buffers() / 2
+    }
+}
+
+impl Deref for Lease {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        let address = self.pool.address(self.buffer).as_ptr();
+        // SAFETY: the place is `Leased` until this lease is dropped, so the kernel does not write
+        // here and nobody else does; `len` was checked against the buffer's size; the pool's
+        // memory is initialised and lives as long as the lease.
+        unsafe { std::slice::from_raw_parts(address, self.len as usize) }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut books = self.pool.books.borrow_mut();
+        books.places[usize::from(self.buffer)] = Place::Returned;
+        books.returned.push(self.buffer);
+        self.pool.leased.set(self.pool.leased.get() - 1);
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Lease({} bytes in buffer {})", self.len, self.buffer)
+    }
+}
+
+/// The ring through which returned buffers reach the kernel (`io_uring_register_buf_ring(3)`).
+#[derive(Debug)]
+pub(crate) struct BufRing {
+    entries: NonNull<BufRingEntry>,
+    layout: Layout,
+    tail: u16,
+    pool: Rc<Pool>,
+}
+
+impl BufRing {
+    pub(crate) fn new(pool: Rc<Pool>) -> io::Result<BufRing> {
+        let layout = Layout::array::<BufRingEntry>(pool.buffers() as usize)
+            .and_then(|layout| layout.align_to(PAGE_BYTES))
+            .map_err(io::Error::other)?;
+        // SAFETY: a pool has at least one buffer, so the layout's size is not zero.
+        let memory = unsafe { alloc_zeroed(layout) };
+        let entries = NonNull::new(memory.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(BufRing { entries, layout, tail: 0, pool })
+    }
+
+    pub(crate) fn address(&self) -> u64 {
+        self.entries.as_ptr() as u64
+    }
+
+    pub(crate) fn pool(&self) -> &Rc<Pool> {
+        &self.pool
+    }
+
+    /// Gives every returned buffer to the kernel.
+    pub(crate) fn publish(&mut self) {
+        if self.pool.returned() == 0 {
+            return;
+        }
+        let mask = self.pool.buffers() as u16 - 1;
+        let (entries, pool, tail) = (self.entries, &self.pool, &mut self.tail);
+        pool.give_all(|buffer| {
+            // SAFETY: masked by the number of entries, a power of two.
+            let entry = unsafe { entries.add(usize::from(*tail & mask)) };
+            // SAFETY: the entry lies behind the published tail, so the kernel does not read it;
+            // its fields are set one by one, since the first entry's last word is the tail.
+            let entry = unsafe { &mut *entry.as_ptr() };
+            entry.set_addr(pool.address(buffer).as_ptr() as u64);
+            entry.set_len(pool.buffer_bytes());
+            entry.set_bid(buffer);
+            *tail = tail.wrapping_add(1);
+        });
+        // SAFETY: the first entry of a ring is where its tail lives.
+        let published = unsafe { BufRingEntry::tail(self.entries.as_ptr()) };
+        // SAFETY: aligned, alive as long as `self`, and only ever accessed atomically.
+        let published = unsafe { AtomicU16::from_ptr(published.cast_mut()) };
+        // Release: the entries must be seen before the tail that covers them.
+        published.store(self.tail, Ordering::Release);
+    }
+}
+
+impl Drop for BufRing {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout in `new`; the driver drops this only after the ring
+        // was unregistered and every operation has ended, and forgets it otherwise.
+        unsafe { dealloc(self.entries.as_ptr().cast(), self.layout) };
+    }
+}
+
+/// The kernel wants the buffer ring on a page of its own.
+const PAGE_BYTES: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_is_in_one_place_at_a_time() {
+        let pool = Pool::new(8, 64).unwrap();
+        assert_eq!(pool.census(), (0, 0, 8));
+        assert!(pool.lease(3, 10).is_none(), "not with the kernel yet");
+        let mut given = Vec::new();
+        pool.give_all(|buffer| given.push(buffer));
+        assert_eq!(given, [0, 1, 2, 3, 4, 5, 6, 7]);
+        pool.write_as_kernel(3, b"hello");
+        let lease = pool.lease(3, 5).unwrap();
+        assert_eq!(&*lease, b"hello");
+        assert!(pool.lease(3, 5).is_none(), "a second lease of the same buffer");
+        assert!(pool.lease(8, 5).is_none(), "no such buffer");
+        assert!(pool.lease(4, 65).is_none(), "more than a buffer holds");
+        assert_eq!(pool.census(), (7, 1, 0));
+        drop(lease);
+        assert_eq!(pool.census(), (7, 0, 1));
+    }
+
+    #[test]
+    fn a_lease_keeps_the_memory_alive() {
+        let pool = Pool::new(8, 64).unwrap();
+        pool.give_all(|_| ());
+        pool.write_as_kernel(0, b"still here");
+        let lease = pool.lease(0, 10).unwrap();
+        drop(pool);
+        assert_eq!(&*lease, b"still here");
+    }
+
+    #[test]
+    fn the_pool_is_short_above_half() {
+        let pool = Pool::new(4, 64).unwrap();
+        pool.give_all(|_| ());
+        let leases: Vec<Lease> = (0..2).map(|n| pool.lease(n, 1).unwrap()).collect();
+        assert!(!leases[0].is_pool_short());
+        let third = pool.lease(2, 1).unwrap();
+        assert!(third.is_pool_short());
+    }
+}

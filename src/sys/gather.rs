@@ -1,0 +1,188 @@
+//! What one send carries: the bytes it owns, and the list of pieces that the kernel walks.
+
+use std::fmt;
+use std::ptr;
+
+use crate::buf::{Payload, SendBuf};
+
+/// The queued output of a connection. While it collects, the connection fills it; once it is sent,
+/// the driver owns it until the kernel has answered, so no byte of it moves or is freed before.
+pub(crate) struct Gather {
+    segments: Vec<SendBuf>,
+    /// How much of the first segment is sent already.
+    skip: usize,
+    bytes: usize,
+    /// An emptied buffer, kept so that the next `write` allocates nothing.
+    spare: Vec<u8>,
+    pieces: Vec<libc::iovec>,
+    header: libc::msghdr,
+}
+
+impl Gather {
+    pub(crate) fn new() -> Gather {
+        // SAFETY: a msghdr is plain integers and pointers, for which zero is a valid value.
+        let header = unsafe { std::mem::zeroed() };
+        Gather {
+            segments: Vec::new(),
+            skip: 0,
+            bytes: 0,
+            spare: Vec::new(),
+            pieces: Vec::new(),
+            header,
+        }
+    }
+
+    /// How many bytes wait to be sent.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// Whether another piece would make the list too long for one call.
+    pub(crate) fn is_full(&self) -> bool {
+        self.segments.len() >= SEGMENTS_MAX
+    }
+
+    /// Appends a buffer without copying it.
+    pub(crate) fn push(&mut self, buf: SendBuf) {
+        if !buf.is_empty() {
+            self.bytes += buf.len();
+            self.segments.push(buf);
+        }
+    }
+
+    /// Appends a copy, to the last buffer where that is one of these copies too.
+    pub(crate) fn write(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        self.bytes += bytes.len();
+        if let Some(SendBuf(Payload::Copied(last))) = self.segments.last_mut() {
+            last.extend_from_slice(bytes);
+            return;
+        }
+        let mut copy = std::mem::take(&mut self.spare);
+        copy.extend_from_slice(bytes);
+        self.segments.push(SendBuf(Payload::Copied(copy)));
+    }
+
+    /// Drops the first `sent` bytes, which the kernel has taken.
+    pub(crate) fn advance(&mut self, sent: usize) {
+        debug_assert!(sent <= self.bytes);
+        let mut left = sent.min(self.bytes);
+        self.bytes -= left;
+        let mut done = 0;
+        while let Some(segment) = self.segments.get(done) {
+            let rest = segment.len() - self.skip;
+            if left < rest {
+                self.skip += left;
+                break;
+            }
+            left -= rest;
+            self.skip = 0;
+            done += 1;
+        }
+        for segment in self.segments.drain(..done) {
+            if let SendBuf(Payload::Copied(mut copy)) = segment
+                && copy.capacity() <= SPARE_BYTES_MAX
+            {
+                copy.clear();
+                self.spare = copy;
+            }
+        }
+    }
+
+    /// Drops everything.
+    pub(crate) fn clear(&mut self) {
+        self.advance(self.bytes);
+    }
+
+    /// The bytes in order, piece by piece.
+    #[cfg(test)]
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = &[u8]> {
+        self.segments.iter().enumerate().map(|(n, s)| if n == 0 { &s[self.skip..] } else { &s[..] })
+    }
+
+    /// The one piece, if there is just one: it goes out by a plain send.
+    pub(super) fn single(&self) -> Option<&[u8]> {
+        match self.segments.as_slice() {
+            [only] => Some(&only[self.skip..]),
+            _ => None,
+        }
+    }
+
+    /// Fills in the header for a vectored send of all pieces and returns its address, which holds
+    /// until this gather is next touched or moved.
+    pub(super) fn header(&mut self) -> *const libc::msghdr {
+        self.pieces.clear();
+        for (n, segment) in self.segments.iter().enumerate() {
+            let piece = if n == 0 { &segment[self.skip..] } else { &segment[..] };
+            // The kernel only reads through it: sendmsg(2).
+            let base = piece.as_ptr().cast_mut().cast();
+            self.pieces.push(libc::iovec { iov_base: base, iov_len: piece.len() });
+        }
+        self.header.msg_iov = self.pieces.as_mut_ptr();
+        self.header.msg_iovlen = self.pieces.len();
+        ptr::from_ref(&self.header)
+    }
+}
+
+impl fmt::Debug for Gather {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Gather({} bytes in {} segments)", self.bytes, self.segments.len())
+    }
+}
+
+/// Far below the kernel's 1024 (`UIO_MAXIOV`), and enough that batching more gains nothing.
+const SEGMENTS_MAX: usize = 128;
+/// A buffer that has grown beyond this is freed, so that one large write does not stay for good.
+const SPARE_BYTES_MAX: usize = 16 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn content(gather: &Gather) -> Vec<u8> {
+        gather.pieces().flatten().copied().collect()
+    }
+
+    #[test]
+    fn small_writes_share_one_segment() {
+        let mut gather = Gather::new();
+        gather.write(b"one ");
+        gather.write(b"two ");
+        assert_eq!(gather.single(), Some(&b"one two "[..]));
+        gather.push(SendBuf::from("three"));
+        gather.write(b" four");
+        assert_eq!(gather.single(), None);
+        assert_eq!(content(&gather), b"one two three four");
+    }
+
+    #[test]
+    fn advance_stops_at_any_byte() {
+        for sent in 0..=9 {
+            let mut gather = Gather::new();
+            gather.push(SendBuf::from("abc"));
+            gather.write(b"def");
+            gather.push(SendBuf::from("ghi"));
+            gather.advance(sent);
+            assert_eq!(content(&gather), b"abcdefghi"[sent..]);
+            assert_eq!(gather.bytes(), 9 - sent);
+            gather.advance(gather.bytes());
+            assert!(gather.is_empty() && gather.segments.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_reused_gather_allocates_no_new_buffer_for_writes() {
+        let mut gather = Gather::new();
+        gather.write(&[1; 100]);
+        let first = gather.single().unwrap().as_ptr();
+        gather.clear();
+        gather.write(&[2; 100]);
+        assert_eq!(gather.single().unwrap().as_ptr(), first);
+    }
+}

@@ -1,0 +1,14 @@
+//! The ground floor: the only `unsafe` of the crate. It moves memory and descriptors between the
+//! kernel and safe code, and decides nothing.
+#![allow(unsafe_code, reason = "this is the one place for it; the crate root denies it elsewhere")]
+
+pub(crate) mod affinity;
+pub(crate) mod bufs;
+pub(crate) mod gather;
+pub(crate) mod limits;
+pub(crate) mod place;
+pub(crate) mod probe;
+pub(crate) mod signal;
+pub(crate) mod sock;
+pub(crate) mod uring;
+pub(crate) mod wake;

@@ -1,0 +1,454 @@
+//! The io_uring driver: one ring, one thread, every operation accounted for.
+//!
+//! What the kernel may touch is owned here until the operation's final completion: the bytes of a
+//! send by `sends`, the receive buffers by the pool. If the end of an operation can't be seen,
+//! they are leaked. Descriptors belong to the core, which keeps them open for as long.
+
+use std::collections::VecDeque;
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+
+use super::bufs::{BufRing, Lease, Pool};
+use super::gather::Gather;
+use super::wake::EventFd;
+use crate::driver::{Completion, DriverCounters, Errno, Name, Op, Outcome, Socket, Wait};
+use crate::refusal::RingAsked;
+use crate::token::{Kind, Token};
+
+/// Sizes of a ring and its buffers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RingSetup {
+    pub(crate) sq_entries: u32,
+    pub(crate) cq_entries: u32,
+    pub(crate) buffers: u16,
+    pub(crate) buffer_bytes: u32,
+}
+
+impl RingSetup {
+    /// What the kernel is asked for at least, for the message when it refuses.
+    pub(crate) fn asked(&self) -> RingAsked {
+        use super::probe::setup::*;
+        let flags = SINGLE_ISSUER | DEFER_TASKRUN | SUBMIT_ALL | TASKRUN_FLAG | CQSIZE | CLAMP;
+        RingAsked { flags, sq_entries: self.sq_entries, cq_entries: self.cq_entries }
+    }
+}
+
+/// A ring that belongs to the thread that made it.
+#[derive(Debug)]
+pub(crate) struct Uring {
+    ring: ManuallyDrop<Box<Ring>>,
+    bufs: ManuallyDrop<BufRing>,
+    /// Sends in flight, by slot. The kernel reads what they own.
+    sends: Vec<Option<Sending>>,
+    /// What found the submission queue full.
+    backlog: VecDeque<squeue::Entry>,
+    doorbell: Arc<EventFd>,
+    epoch: Instant,
+    in_flight: usize,
+    counters: DriverCounters,
+}
+
+#[derive(Debug)]
+struct Sending {
+    token: Token,
+    gather: Box<Gather>,
+}
+
+/// The ring itself and how it is entered.
+struct Ring {
+    uring: IoUring,
+    /// The index that stands for the ring's descriptor, if registering it worked.
+    registered: Option<u32>,
+    enter_flags: u32,
+}
+
+impl std::fmt::Debug for Ring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Ring(fd {})", self.uring.as_raw_fd())
+    }
+}
+
+impl Uring {
+    /// Sets up a ring for the calling thread, with its buffers, and polls the doorbell.
+    ///
+    /// # Errors
+    /// The kernel's refusal as it is; `refusal::explain_setup_failure` turns it into words.
+    pub(crate) fn new(
+        setup: RingSetup,
+        doorbell: Arc<EventFd>,
+        epoch: Instant,
+    ) -> io::Result<Uring> {
+        let uring = build(setup)?;
+        let enter_flags = if uring.params().is_feature_no_iowait() { ENTER_NO_IOWAIT } else { 0 };
+        let pool = Pool::new(setup.buffers, setup.buffer_bytes)?;
+        let mut bufs = BufRing::new(pool)?;
+        let entries = setup.buffers;
+        // SAFETY: the entries live until `unregister_buf_ring` in `drop`, or for good.
+        unsafe { uring.submitter().register_buf_ring_with_flags(bufs.address(), entries, GROUP, 0) }?;
+        bufs.publish();
+        let mut ring = Box::new(Ring { uring, registered: None, enter_flags });
+        ring.register_fd();
+        let mut driver = Uring {
+            ring: ManuallyDrop::new(ring),
+            bufs: ManuallyDrop::new(bufs),
+            sends: Vec::new(),
+            backlog: VecDeque::new(),
+            doorbell,
+            epoch,
+            in_flight: 0,
+            counters: DriverCounters::default(),
+        };
+        driver.poll_doorbell();
+        Ok(driver)
+    }
+
+    pub(crate) fn push(&mut self, token: Token, op: Op) {
+        let entry = match op {
+            Op::Accept { listener: Name(fd) } => {
+                let flags = libc::SOCK_CLOEXEC;
+                opcode::AcceptMulti::new(Fd(fd)).flags(flags).build()
+            }
+            Op::Receive { socket: Name(fd), patient } => {
+                let ioprio = RECV_MULTISHOT | if patient { RECVSEND_POLL_FIRST } else { 0 };
+                opcode::Recv::new(Fd(fd), std::ptr::null_mut(), 0)
+                    .buf_group(GROUP)
+                    .ioprio(ioprio)
+                    .build()
+                    .flags(squeue::Flags::BUFFER_SELECT)
+            }
+            Op::Send { socket, gather } => self.send_entry(token, socket, gather),
+            Op::Hangup { socket: Name(fd) } => {
+                // No event is asked for: errors and hang-ups are always reported (poll(2)).
+                opcode::PollAdd::new(Fd(fd), 0).build()
+            }
+            Op::Cancel { target } => opcode::AsyncCancel::new(target.bits()).build(),
+        };
+        self.queue(entry.user_data(token.bits()));
+    }
+
+    pub(crate) fn enter(&mut self, wait: Wait) -> io::Result<()> {
+        self.bufs.publish();
+        self.move_backlog();
+        let (queued, deferred) = {
+            let queue = self.ring.uring.submission();
+            (queue.len(), queue.taskrun() || queue.cq_overflow())
+        };
+        if wait == Wait::No && queued == 0 && !deferred {
+            return Ok(());
+        }
+        let wait = if self.backlog.is_empty() { wait } else { Wait::No };
+        self.counters.enters += 1;
+        match self.ring.enter(queued as u32, wait) {
+            Ok(submitted) => {
+                self.counters.submissions += u64::from(submitted);
+                Ok(())
+            }
+            Err(error) if error.raw_os_error() == Some(libc::ETIME) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(crate) fn reap(&mut self, into: &mut Vec<Completion>, budget: usize) -> bool {
+        let mut queue = self.ring.uring.completion();
+        if queue.overflow() > 0 {
+            self.counters.overflows = u64::from(queue.overflow());
+        }
+        let mut rearm_doorbell = false;
+        for entry in queue.by_ref().take(budget) {
+            self.counters.completions += 1;
+            let last = !cqueue::more(entry.flags());
+            self.in_flight -= usize::from(last);
+            let token = Token::from_bits(entry.user_data());
+            match outcome(token, &entry, last, self.bufs.pool(), &mut self.sends) {
+                Some(outcome) => {
+                    rearm_doorbell |= last && matches!(outcome, Outcome::Doorbell);
+                    into.push(Completion { token, last, outcome });
+                }
+                None => self.counters.stale += 1,
+            }
+        }
+        let more = !queue.is_empty();
+        drop(queue);
+        if rearm_doorbell {
+            self.poll_doorbell();
+        }
+        more
+    }
+
+    pub(crate) fn pool(&self) -> &Rc<Pool> {
+        self.bufs.pool()
+    }
+
+    pub(crate) fn now_ns(&self) -> u64 {
+        self.epoch.elapsed().as_nanos() as u64
+    }
+
+    #[cfg(test)]
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    pub(crate) fn counters(&self) -> DriverCounters {
+        self.counters
+    }
+
+    pub(crate) fn quiesce(&mut self, limit: Duration) -> usize {
+        let give_up = Instant::now() + limit;
+        let mut discarded = Vec::new();
+        while self.in_flight > 0 {
+            // What is queued must reach the kernel before it can be cancelled there.
+            let _ = self.enter(Wait::No);
+            let everything = CancelBuilder::any().all();
+            let _ = self.ring.uring.submitter().register_sync_cancel(None, everything);
+            let _ = self.enter(Wait::AtMostNs(1_000_000));
+            // The doorbell's poll ends too; `reap` would arm it again.
+            while self.reap_final(&mut discarded) {}
+            discarded.clear();
+            if Instant::now() >= give_up {
+                break;
+            }
+        }
+        self.in_flight
+    }
+
+    /// As `reap`, but the doorbell stays unpolled. True if anything was there.
+    fn reap_final(&mut self, into: &mut Vec<Completion>) -> bool {
+        let before = self.counters.completions;
+        for entry in self.ring.uring.completion() {
+            self.counters.completions += 1;
+            let last = !cqueue::more(entry.flags());
+            self.in_flight -= usize::from(last);
+            let token = Token::from_bits(entry.user_data());
+            if let Some(outcome) =
+                outcome(token, &entry, last, self.bufs.pool(), &mut self.sends)
+            {
+                into.push(Completion { token, last, outcome });
+            }
+        }
+        self.counters.completions != before
+    }
+
+    fn poll_doorbell(&mut self) {
+        // Multishot, and never read: every ring of the bell is an edge of its own.
+        let entry = opcode::PollAdd::new(Fd(self.doorbell.as_raw_fd()), libc::POLLIN as u32)
+            .multi(true)
+            .build();
+        self.queue(entry.user_data(Token::new(Kind::Doorbell, 0, 0).bits()));
+    }
+
+    fn send_entry(&mut self, token: Token, Name(fd): Name, gather: Box<Gather>) -> squeue::Entry {
+        let slot = token.slot() as usize;
+        if slot >= self.sends.len() {
+            self.sends.resize_with(slot + 1, || None);
+        }
+        // Independent sends on one socket are not ordered, so a second one is a bug of ours.
+        assert!(self.sends[slot].is_none(), "two sends in flight on one connection");
+        let gather = &mut self.sends[slot].insert(Sending { token, gather }).gather;
+        let flags = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
+        match gather.single() {
+            Some(bytes) => {
+                let len = bytes.len().min(SEND_BYTES_MAX) as u32;
+                opcode::Send::new(Fd(fd), bytes.as_ptr(), len).flags(flags).build()
+            }
+            None => opcode::SendMsg::new(Fd(fd), gather.header()).flags(flags as u32).build(),
+        }
+    }
+
+    fn queue(&mut self, entry: squeue::Entry) {
+        self.in_flight += 1;
+        self.move_backlog();
+        if !self.backlog.is_empty() || !self.ring.push(&entry) {
+            self.backlog.push_back(entry);
+        }
+    }
+
+    /// Moves what found the queue full into it, submitting to make room.
+    fn move_backlog(&mut self) {
+        while let Some(entry) = self.backlog.front() {
+            if !self.ring.push(entry) {
+                let queued = self.ring.uring.submission().len() as u32;
+                self.counters.enters += 1;
+                // On an error the entries stay where they are; `enter` will meet it again.
+                match self.ring.enter(queued, Wait::No) {
+                    Ok(submitted) => self.counters.submissions += u64::from(submitted),
+                    Err(_) => return,
+                }
+                if !self.ring.push(entry) {
+                    return;
+                }
+            }
+            self.backlog.pop_front();
+        }
+    }
+}
+
+impl Drop for Uring {
+    fn drop(&mut self) {
+        if self.quiesce(QUIESCE_LIMIT) > 0 {
+            // The kernel may still write to the buffers and read what is being sent. Nothing of
+            // it is freed: the ring, its buffers (`ManuallyDrop`), and the bytes in flight.
+            std::mem::forget(std::mem::take(&mut self.sends));
+            return;
+        }
+        self.ring.unregister_fd();
+        let unregistered = self.ring.uring.submitter().unregister_buf_ring(GROUP);
+        // SAFETY: dropped nowhere else. Nothing is in flight.
+        unsafe { ManuallyDrop::drop(&mut self.ring) };
+        if unregistered.is_ok() {
+            // SAFETY: dropped nowhere else. The kernel no longer knows the ring of buffers.
+            unsafe { ManuallyDrop::drop(&mut self.bufs) };
+        }
+    }
+}
+
+impl Ring {
+    fn push(&mut self, entry: &squeue::Entry) -> bool {
+        let mut queue = self.uring.submission();
+        // SAFETY: what the entry points to is owned by `Uring` until its final completion.
+        unsafe { queue.push(entry) }.is_ok()
+    }
+
+    /// `io_uring_enter(2)` with the flags and the descriptor that this ring wants.
+    fn enter(&self, to_submit: u32, wait: Wait) -> io::Result<u32> {
+        let (fd, mut flags) = match self.registered {
+            Some(index) => (index as libc::c_int, self.enter_flags | ENTER_REGISTERED_RING),
+            None => (self.uring.as_raw_fd(), self.enter_flags),
+        };
+        flags |= ENTER_GETEVENTS;
+        let want = u32::from(wait != Wait::No);
+        let (timeout, arguments);
+        let (argument, size) = if let Wait::AtMostNs(ns) = wait {
+            timeout = Timespec::from(Duration::from_nanos(ns));
+            arguments = SubmitArgs::new().timespec(&timeout);
+            flags |= ENTER_EXT_ARG;
+            (std::ptr::from_ref(&arguments).cast(), size_of_val(&arguments))
+        } else {
+            (std::ptr::null::<libc::c_void>(), 0)
+        };
+        // SAFETY: the argument is null, or a `SubmitArgs` that outlives the call and wraps the
+        // kernel's io_uring_getevents_arg, whose size is passed.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_io_uring_enter,
+                fd,
+                to_submit,
+                want,
+                flags,
+                argument,
+                size,
+            )
+        };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as u32) }
+    }
+
+    /// Registers the ring's descriptor, which saves the kernel a look-up at every enter. Not
+    /// being able to is no error: a task has only 16 places for this.
+    fn register_fd(&mut self) {
+        let mut update = RsrcUpdate { offset: u32::MAX, resv: 0, data: self.uring.as_raw_fd() as u64 };
+        if self.ring_fds(REGISTER_RING_FDS, &mut update) == 1 {
+            self.registered = Some(update.offset);
+        }
+    }
+
+    /// A registered ring would live until its thread ends, and its listeners with it.
+    fn unregister_fd(&mut self) {
+        if let Some(offset) = self.registered.take() {
+            let mut update = RsrcUpdate { offset, resv: 0, data: 0 };
+            self.ring_fds(UNREGISTER_RING_FDS, &mut update);
+        }
+    }
+
+    fn ring_fds(&self, opcode: u32, update: &mut RsrcUpdate) -> i64 {
+        let (fd, update) = (self.uring.as_raw_fd(), std::ptr::from_mut(update));
+        // SAFETY: one io_uring_rsrc_update, as both opcodes want, alive during the call.
+        unsafe { libc::syscall(libc::SYS_io_uring_register, fd, opcode, update, 1) }
+    }
+}
+
+fn build(setup: RingSetup) -> io::Result<IoUring> {
+    let mut builder = IoUring::builder();
+    builder
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_submit_all()
+        .setup_taskrun_flag()
+        .setup_cqsize(setup.cq_entries)
+        .setup_clamp()
+        .dontfork();
+    // NO_SQARRAY came with 6.6 and is all that may be missing from 6.1 on.
+    match builder.clone().setup_no_sqarray().build(setup.sq_entries) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => builder.build(setup.sq_entries),
+        result => result,
+    }
+}
+
+/// Takes over what a completion carries. `None`: it belongs to nothing that is in flight.
+fn outcome(
+    token: Token,
+    entry: &cqueue::Entry,
+    last: bool,
+    pool: &Rc<Pool>,
+    sends: &mut [Option<Sending>],
+) -> Option<Outcome> {
+    let result = entry.result();
+    let result = usize::try_from(result).map_err(|_| Errno(-result));
+    // A buffer that the kernel has picked is ours again, whatever else the completion says.
+    let lease: Option<Lease> = cqueue::buffer_select(entry.flags())
+        .and_then(|buffer| pool.lease(buffer, *result.as_ref().unwrap_or(&0) as u32));
+    Some(match token.kind()? {
+        Kind::Accept => Outcome::Accepted(result.map(|fd| {
+            // SAFETY: a fresh descriptor, given to us by the accept and owned by nobody else.
+            Socket::Os(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+        })),
+        Kind::Receive => match result {
+            Ok(0) => Outcome::Received(Ok(None)),
+            // Bytes without a buffer would be bytes lost: the stream is broken.
+            Ok(_) => Outcome::Received(lease.map(Some).ok_or(Errno(libc::EIO))),
+            Err(errno) => Outcome::Received(Err(errno)),
+        },
+        Kind::Send => {
+            let sending = sends.get_mut(token.slot() as usize)?;
+            if !last || sending.as_ref()?.token != token {
+                return None;
+            }
+            Outcome::Sent(result, sending.take()?.gather)
+        }
+        Kind::Hangup => Outcome::Hangup(result.map(|_| ())),
+        Kind::Doorbell => Outcome::Doorbell,
+        Kind::Cancel => Outcome::Cancelled,
+    })
+}
+
+/// `struct io_uring_rsrc_update`.
+#[repr(C)]
+struct RsrcUpdate {
+    offset: u32,
+    resv: u32,
+    data: u64,
+}
+
+/// The one buffer group of a ring.
+const GROUP: u16 = 0;
+/// A longer send is continued when the kernel has taken this much; its length field has 32 bits.
+const SEND_BYTES_MAX: usize = 1 << 30;
+/// How long dropping a ring waits for the last completions before it leaks.
+const QUIESCE_LIMIT: Duration = Duration::from_millis(100);
+
+// From linux/io_uring.h; the crate keeps them to itself.
+const ENTER_GETEVENTS: u32 = 1 << 0;
+const ENTER_EXT_ARG: u32 = 1 << 3;
+const ENTER_REGISTERED_RING: u32 = 1 << 4;
+const ENTER_NO_IOWAIT: u32 = 1 << 7;
+const REGISTER_RING_FDS: u32 = 20;
+const UNREGISTER_RING_FDS: u32 = 21;
+const RECV_MULTISHOT: u16 = 1 << 1;
+const RECVSEND_POLL_FIRST: u16 = 1 << 0;
+/// `SubmitArgs` is passed as the `struct io_uring_getevents_arg` that it wraps.
+const _: () = assert!(size_of::<SubmitArgs<'static, 'static>>() == 24);

@@ -1,0 +1,127 @@
+//! A slab with generations: the owner of everything that a core counts.
+
+use slab::Slab;
+
+use crate::token::GENERATION_MASK;
+
+/// Names one tenant of a slot; a later tenant of the same slot has another generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Id {
+    pub(crate) index: u32,
+    pub(crate) generation: u32,
+}
+
+/// A slab whose keys go stale when their entry is removed.
+///
+/// Freed slots are reused last in, first out, so that the hot ones stay in cache.
+#[derive(Debug)]
+pub(crate) struct Table<T> {
+    slab: Slab<T>,
+    generations: Vec<u32>,
+}
+
+impl<T> Table<T> {
+    pub(crate) fn new() -> Table<T> {
+        Table { slab: Slab::new(), generations: Vec::new() }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.slab.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.slab.is_empty()
+    }
+
+    pub(crate) fn insert(&mut self, value: T) -> Id {
+        let index = self.slab.insert(value);
+        if index == self.generations.len() {
+            self.generations.push(0);
+        }
+        Id { index: index as u32, generation: self.generations[index] }
+    }
+
+    /// The id that the next insert will give.
+    pub(crate) fn next_id(&self) -> Id {
+        let index = self.slab.vacant_key();
+        let generation = self.generations.get(index).copied().unwrap_or(0);
+        Id { index: index as u32, generation }
+    }
+
+    pub(crate) fn contains(&self, id: Id) -> bool {
+        self.get(id).is_some()
+    }
+
+    pub(crate) fn get(&self, id: Id) -> Option<&T> {
+        let index = id.index as usize;
+        if self.generations.get(index) != Some(&id.generation) {
+            return None;
+        }
+        self.slab.get(index)
+    }
+
+    pub(crate) fn get_mut(&mut self, id: Id) -> Option<&mut T> {
+        let index = id.index as usize;
+        if self.generations.get(index) != Some(&id.generation) {
+            return None;
+        }
+        self.slab.get_mut(index)
+    }
+
+    /// Removes the entry and makes every copy of its id stale.
+    pub(crate) fn remove(&mut self, id: Id) -> Option<T> {
+        self.get(id)?;
+        let index = id.index as usize;
+        self.generations[index] = (id.generation + 1) & GENERATION_MASK;
+        Some(self.slab.remove(index))
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Id, &T)> {
+        self.slab.iter().map(|(index, value)| {
+            (Id { index: index as u32, generation: self.generations[index] }, value)
+        })
+    }
+
+    pub(crate) fn ids(&self) -> impl Iterator<Item = Id> {
+        self.iter().map(|(id, _)| id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_removed_id_never_reaches_the_next_tenant() {
+        let mut table = Table::new();
+        let first = table.insert('a');
+        assert_eq!(table.remove(first), Some('a'));
+        let second = table.insert('b');
+        assert_eq!(second.index, first.index);
+        assert_ne!(second, first);
+        assert_eq!(table.get(first), None);
+        assert_eq!(table.remove(first), None);
+        assert_eq!(table.get(second), Some(&'b'));
+    }
+
+    #[test]
+    fn the_generation_wraps_without_panic() {
+        let mut table = Table::new();
+        let id = table.insert(0);
+        table.generations[id.index as usize] = GENERATION_MASK;
+        let last = Id { generation: GENERATION_MASK, ..id };
+        assert_eq!(table.remove(last), Some(0));
+        assert_eq!(table.insert(1).generation, 0);
+    }
+
+    #[test]
+    fn ids_lists_the_living() {
+        let mut table = Table::new();
+        let ids: Vec<Id> = (0..10).map(|n| table.insert(n)).collect();
+        for id in &ids[..5] {
+            table.remove(*id);
+        }
+        assert_eq!(table.ids().collect::<Vec<_>>(), ids[5..]);
+        assert_eq!(table.len(), 5);
+    }
+}
