@@ -1,0 +1,72 @@
+//! What the integration tests share: servers on a port of their own, and waiting with a deadline.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use slipring::{Config, Connection, ListenAddr, Running, Server};
+
+/// A configuration for tests: two cores at most, unpinned, and no more descriptors than needed.
+pub fn config() -> Config {
+    Config::default().pin(Some(false)).connections_max(4000)
+}
+
+pub async fn echo(mut conn: Connection) -> slipring::Result<()> {
+    while let Some(chunk) = conn.recv().await? {
+        conn.send(chunk).await?;
+    }
+    Ok(())
+}
+
+/// Starts an echo server on a port that the kernel chooses.
+pub fn echo_server(config: Config) -> (Running, SocketAddr) {
+    start(Server::new(config).listen("127.0.0.1:0", echo))
+}
+
+/// Starts a server and says where its first TCP address is.
+pub fn start(server: Server) -> (Running, SocketAddr) {
+    let running = server.start().expect("the server starts");
+    let addr = running.local_addrs().iter().find_map(|addr| match addr {
+        ListenAddr::Tcp(addr) => Some(*addr),
+        _ => None,
+    });
+    (running, addr.expect("a TCP address"))
+}
+
+/// Connects with time limits, so that a test fails rather than hangs.
+pub fn connect(addr: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect_timeout(&addr, limit(10_000)).expect("connect");
+    stream.set_read_timeout(Some(limit(10_000))).expect("set a time limit");
+    stream.set_write_timeout(Some(limit(10_000))).expect("set a time limit");
+    stream.set_nodelay(true).expect("set TCP_NODELAY");
+    stream
+}
+
+/// Waits until `condition` holds; panics with `what` when it does not within ten seconds.
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let give_up = Instant::now() + limit(10_000);
+    while !condition() {
+        assert!(Instant::now() < give_up, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A time limit in milliseconds, longer where everything is slow: `RING_TEST_SLOW` is the factor.
+pub fn limit(ms: u64) -> Duration {
+    Duration::from_millis(ms * slowness())
+}
+
+/// How much slower than usual this machine is, from `RING_TEST_SLOW`; 1 if unset.
+pub fn slowness() -> u64 {
+    std::env::var("RING_TEST_SLOW").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
+/// How many times longer than in an ordinary run a test is to go on, from `RING_TEST_LONG`.
+pub fn length() -> u64 {
+    std::env::var("RING_TEST_LONG").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
+/// The open descriptors of this process.
+pub fn open_fds() -> usize {
+    std::fs::read_dir("/proc/self/fd").expect("read /proc/self/fd").count()
+}
