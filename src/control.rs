@@ -54,7 +54,11 @@ impl Control {
     pub(crate) fn begin_drain(&self, within: Duration) {
         let deadline = self.epoch.elapsed().saturating_add(within).as_nanos();
         // u64::MAX stands for "no drain"; a drain in 584 years is none either.
-        let deadline_ns = u64::try_from(deadline).unwrap_or(u64::MAX).min(u64::MAX - 1);
+        self.begin_drain_at(u64::try_from(deadline).unwrap_or(u64::MAX).min(u64::MAX - 1));
+    }
+
+    /// As [`Control::begin_drain`], with the deadline in nanoseconds since the epoch.
+    pub(crate) fn begin_drain_at(&self, deadline_ns: u64) {
         self.deadline_ns.fetch_min(deadline_ns, Ordering::AcqRel);
         for seat in &self.seats {
             // A core that has ended already needs no telling.

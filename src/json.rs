@@ -102,7 +102,7 @@ mod tests {
             .finish();
         assert_eq!(
             json,
-            "{\"name\":\"echo\",\"accepted\":18446744073709551615,\"cpus\":1.5,\
+            "{\"name\":\"echo\",\"accepted\":18446744073709551615,\"cpus\":1.500,\
              \"balanced\":true,\"refusal\":null,\"cores\":[0,1]}"
         );
     }
@@ -126,6 +126,6 @@ mod tests {
         for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
             assert_eq!(JsonObject::new().float("x", value).finish(), "{\"x\":null}");
         }
-        assert_eq!(JsonObject::new().float("x", 2.0).finish(), "{\"x\":2}");
+        assert_eq!(JsonObject::new().float("x", 2.0).finish(), "{\"x\":2.000}");
     }
 }

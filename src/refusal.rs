@@ -20,7 +20,24 @@ pub(crate) struct RingAsked {
 ///
 /// `Unsupported` means that this machine gives no rings, `Resource` that it has run out of something.
 pub(crate) fn explain_setup_failure(errno: i32, ring: RingAsked, facts: &Facts) -> Error {
-    explain(errno, Some(ring), facts)
+    let error = Error::os("set up an io_uring", io::Error::from_raw_os_error(errno));
+    match errno {
+        libc::ENOSYS => error.with_kind(ErrorKind::Unsupported).because(no_system_call(facts)),
+        libc::EPERM | libc::EACCES => {
+            error.with_kind(ErrorKind::Unsupported).because(forbidden(facts))
+        }
+        libc::EOPNOTSUPP => error.with_kind(ErrorKind::Unsupported).because(format!(
+            "a sandbox or a managed platform rejects io_uring; run outside of it"
+        )),
+        libc::EINVAL => error.with_kind(ErrorKind::Unsupported).because(rejected(ring, facts)),
+        libc::ENOMEM => error.with_kind(ErrorKind::Resource).because(no_memory(ring, facts)),
+        libc::EMFILE => error.with_kind(ErrorKind::Resource).because(no_descriptor(facts)),
+        libc::ENFILE => error.with_kind(ErrorKind::Resource).because(
+            "the whole machine is out of file descriptors: raise the sysctl fs.file-max, or find \
+             the process that holds them",
+        ),
+        _ => error,
+    }
 }
 
 /// Tries again a few times when there is no memory for a ring: the kernel gives back what it has
@@ -41,27 +58,6 @@ pub(crate) fn ring_bytes(sq_entries: u32, cq_entries: u32) -> u64 {
     let (sq, cq) = (u64::from(sq_entries), u64::from(cq_entries));
     let pages = |bytes: u64| bytes.next_multiple_of(PAGE_BYTES);
     pages(sq * SQE_BYTES) + pages(RINGS_HEAD_BYTES + cq * CQE_BYTES + sq * 4)
-}
-
-fn explain(errno: i32, ring: Option<RingAsked>, facts: &Facts) -> Error {
-    let error = Error::os("set up an io_uring", io::Error::from_raw_os_error(errno));
-    match errno {
-        libc::ENOSYS => error.with_kind(ErrorKind::Unsupported).because(no_system_call(facts)),
-        libc::EPERM | libc::EACCES => {
-            error.with_kind(ErrorKind::Unsupported).because(forbidden(facts))
-        }
-        libc::EOPNOTSUPP => error.with_kind(ErrorKind::Unsupported).because(format!(
-            "a sandbox or a managed platform rejects io_uring; run outside of it"
-        )),
-        libc::EINVAL => error.with_kind(ErrorKind::Unsupported).because(rejected(ring, facts)),
-        libc::ENOMEM => error.with_kind(ErrorKind::Resource).because(no_memory(ring, facts)),
-        libc::EMFILE => error.with_kind(ErrorKind::Resource).because(no_descriptor(facts)),
-        libc::ENFILE => error.with_kind(ErrorKind::Resource).because(
-            "the whole machine is out of file descriptors: raise the sysctl fs.file-max, or find \
-             the process that holds them",
-        ),
-        _ => error,
-    }
 }
 
 fn no_system_call(facts: &Facts) -> String {
@@ -123,13 +119,11 @@ fn forbidden(facts: &Facts) -> String {
     }
 }
 
-fn rejected(ring: Option<RingAsked>, facts: &Facts) -> String {
-    let asked = ring.map_or_else(String::new, |ring| {
-        format!(
-            " (flags {:#x}, {} submission and {} completion entries)",
-            ring.flags, ring.sq_entries, ring.cq_entries
-        )
-    });
+fn rejected(ring: RingAsked, facts: &Facts) -> String {
+    let asked = format!(
+        " (flags {:#x}, {} submission and {} completion entries)",
+        ring.flags, ring.sq_entries, ring.cq_entries
+    );
     let release = facts.release.as_deref().unwrap_or_default();
     match facts.kernel() {
         Some(kernel) if kernel < NEEDED => format!(
@@ -147,11 +141,8 @@ fn rejected(ring: Option<RingAsked>, facts: &Facts) -> String {
     }
 }
 
-fn no_memory(ring: Option<RingAsked>, facts: &Facts) -> String {
-    let needs = ring.map_or_else(
-        || "a ring needs 64 bytes per submission entry and 16 per completion entry".to_owned(),
-        |ring| format!("this ring needs {} bytes", ring_bytes(ring.sq_entries, ring.cq_entries)),
-    );
+fn no_memory(ring: RingAsked, facts: &Facts) -> String {
+    let needs = format!("this ring needs {} bytes", ring_bytes(ring.sq_entries, ring.cq_entries));
     if facts.can_over_machine(Capability::IpcLock) == Some(true) {
         return format!(
             "{needs} and CAP_IPC_LOCK exempts it from RLIMIT_MEMLOCK, so the machine or the memory \
@@ -206,8 +197,10 @@ const PAGE_BYTES: u64 = 4096;
 mod tests {
     use super::*;
 
+    const RING: RingAsked = RingAsked { flags: 0x3280, sq_entries: 512, cq_entries: 4096 };
+
     fn check(errno: i32, facts: &Facts, kind: ErrorKind, parts: &[&str]) {
-        let error = explain_setup_failure(errno, facts);
+        let error = explain_setup_failure(errno, RING, facts);
         let text = error.to_string();
         assert_eq!(error.kind(), kind, "{text}");
         assert_eq!(error.raw_os_error(), Some(errno));
@@ -235,7 +228,7 @@ mod tests {
     fn the_sysctl_is_blamed_when_it_forbids() {
         for errno in [libc::EPERM, libc::EACCES] {
             let facts = Facts { io_uring_disabled: Some(2), seccomp: Some(2), ..kernel("6.12.0") };
-            let parts = ["kernel.io_uring_disabled is 2", "set it to 0", "SLIPRING_DRIVER"];
+            let parts = ["kernel.io_uring_disabled is 2", "set it to 0"];
             check(errno, &facts, ErrorKind::Unsupported, &parts);
         }
         let group = Facts {
@@ -281,13 +274,12 @@ mod tests {
 
     #[test]
     fn an_old_kernel_is_named_with_the_one_that_is_needed() {
-        let parts = ["kernel 5.15.0-91 found, 6.1 needed", "SLIPRING_DRIVER"];
+        let parts = ["kernel 5.15.0-91 found, 6.1 needed", "upgrade"];
         check(libc::EINVAL, &kernel("5.15.0-91"), ErrorKind::Unsupported, &parts);
         let parts = ["6.8.0-138", "vendor", "SLIPRING_CQ_ENTRIES"];
         check(libc::EINVAL, &kernel("6.8.0-138"), ErrorKind::Unsupported, &parts);
-        let ring = RingAsked { flags: 0x3280, sq_entries: 256, cq_entries: 4096 };
-        let text = explain_setup_failure(libc::EINVAL, ring, &kernel("5.10.0")).to_string();
-        assert!(text.contains("flags 0x3280, 256 submission and 4096 completion"), "{text}");
+        let text = explain_setup_failure(libc::EINVAL, RING, &kernel("5.10.0")).to_string();
+        assert!(text.contains("flags 0x3280, 512 submission and 4096 completion"), "{text}");
     }
 
     #[test]
@@ -296,8 +288,7 @@ mod tests {
             Facts { memlock: Some((8 << 20, 8 << 20)), capabilities: Some(0), ..kernel("6.18.0") };
         let parts = ["RLIMIT_MEMLOCK is 8388608 bytes", "LimitMEMLOCK=", "CAP_IPC_LOCK", "6.14"];
         check(libc::ENOMEM, &user, ErrorKind::Resource, &parts);
-        let ring = RingAsked { flags: 0, sq_entries: 512, cq_entries: 4096 };
-        let text = explain_setup_failure(libc::ENOMEM, ring, &user).to_string();
+        let text = explain_setup_failure(libc::ENOMEM, RING, &user).to_string();
         assert!(text.contains("this ring needs 102400 bytes"), "{text}");
         let exempt = Facts { capabilities: Some(1 << 14), ..user.clone() };
         check(libc::ENOMEM, &exempt, ErrorKind::Resource, &["CAP_IPC_LOCK exempts", "cgroup"]);
@@ -316,10 +307,14 @@ mod tests {
     #[test]
     fn every_refusal_has_a_cause_and_a_remedy_without_any_fact() {
         let nothing = Facts::default();
-        for errno in [libc::ENOSYS, libc::EPERM, libc::EACCES, libc::EOPNOTSUPP, libc::EINVAL] {
-            check(errno, &nothing, ErrorKind::Unsupported, &["epoll"]);
+        let unsupported = ErrorKind::Unsupported;
+        check(libc::ENOSYS, &nothing, unsupported, &["older than 5.1", "seccomp"]);
+        for errno in [libc::EPERM, libc::EACCES] {
+            check(errno, &nothing, unsupported, &["seccomp profile", "allow io_uring_setup"]);
         }
-        check(libc::ENOMEM, &nothing, ErrorKind::Resource, &["could not be read", "64 bytes"]);
+        check(libc::EOPNOTSUPP, &nothing, unsupported, &["sandbox", "outside"]);
+        check(libc::EINVAL, &nothing, unsupported, &["6.1 is needed", "upgrade"]);
+        check(libc::ENOMEM, &nothing, ErrorKind::Resource, &["could not be read", "102400 bytes"]);
         check(libc::EMFILE, &nothing, ErrorKind::Resource, &["ulimit -n"]);
         check(libc::ENFILE, &nothing, ErrorKind::Resource, &["fs.file-max"]);
         check(libc::EFAULT, &nothing, ErrorKind::Io, &[]);
