@@ -86,6 +86,7 @@ impl Peer {
             self.unread_by_peer = 0;
         }
         let left = match self.manner {
+            _ if self.fin => 0,
             Manner::Silent => 0,
             Manner::Vanishes => (self.plan.len() / 2).saturating_sub(self.sent),
             _ => self.plan.len() - self.sent,
