@@ -124,8 +124,8 @@ variables! {
         /// How long a drain keeps a connection that has not sent a byte.
         NEW_GRACE_MS new_grace_ms: u64 = 1_000, [milliseconds: 0..=60_000];
 
-        /// How long a drain's force phase waits for what it has cancelled; at most a tenth of the
-        /// drain's deadline is used.
+        /// How long a handler whose connection was ended has to notice, before its future is
+        /// dropped. In a drain it lies before the deadline and takes at most a tenth of it.
         FORCE_GRACE_MS force_grace_ms: u64 = 100, [milliseconds: 0..=10_000];
 
         /// How long a bind is retried while a predecessor still holds the address.

@@ -77,3 +77,9 @@ pub use error::{Error, ErrorKind, Result};
 pub use report::{CloseCounts, CloseReason, CoreReport, DrainReport, PhaseTimes};
 pub use server::{CoreInfo, Handle, Running, Server};
 pub use stats::{CoreStats, Stats};
+
+/// Compiles the README's example.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+#[derive(Debug)]
+pub struct Readme;
