@@ -119,8 +119,12 @@ pub(crate) fn bind(
 
 fn refused(addr: &ListenAddr, error: io::Error) -> Error {
     let remedy = match error.raw_os_error() {
-        Some(libc::EADDRINUSE) => "somebody listens there; end that process or take another address",
-        Some(libc::EACCES) => "ports below 1024 need CAP_NET_BIND_SERVICE, a path needs write access",
+        Some(libc::EADDRINUSE) => {
+            "somebody listens there; end that process or take another address"
+        }
+        Some(libc::EACCES) => {
+            "ports below 1024 need CAP_NET_BIND_SERVICE, a path needs write access"
+        }
         Some(libc::EADDRNOTAVAIL) => "no interface of this machine has that address",
         _ => "",
     };

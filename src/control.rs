@@ -89,7 +89,9 @@ impl Control {
             ended = waited.map_or_else(|poison| poison.into_inner().0, |(guard, _)| guard);
         }
         let reports = ended.iter().zip(&self.seats);
-        DrainReport { cores: reports.map(|(end, seat)| end.clone().unwrap_or_else(|| seat.stuck())).collect() }
+        DrainReport {
+            cores: reports.map(|(end, seat)| end.clone().unwrap_or_else(|| seat.stuck())).collect(),
+        }
     }
 
     pub(crate) fn stats(&self) -> Stats {

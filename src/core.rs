@@ -21,6 +21,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use crate::config::Settings;
+use crate::control::Control;
 use crate::deadline::Limits;
 use crate::drain::{Drain, Left, Phase, Plan};
 use crate::driver::{Completion, Driver, Outcome, Wait};
@@ -29,15 +30,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::listen::Listener;
 use crate::mailbox::{Bell, Mailbox};
 use crate::report::{CloseReason, PhaseTimes};
-use crate::control::Control;
 use crate::stats::{CoreStats, Counters};
 use crate::sys::gather::Gather;
 use crate::sys::place::Place;
 use crate::sys::wake::EventFd;
 use crate::table::{Id, Table};
 use crate::task::{Body, LocalFuture, Scope, Tasks, Wake, set_local_core};
-use crate::token::Kind;
 use crate::time::Sleeper;
+use crate::token::Kind;
 use crate::wheel::{TimerKey, Wheel};
 
 /// A core as its tasks share it.
@@ -305,8 +305,7 @@ impl Core {
         }
         loop {
             let listeners = self.listeners.iter().filter(|l| l.is_open()).count();
-            let left =
-                Left { listeners, connections: self.table.len(), tasks: self.tasks.len() };
+            let left = Left { listeners, connections: self.table.len(), tasks: self.tasks.len() };
             match self.drain.advance(self.now_ns, left) {
                 Some(Phase::StopAccept) => self.stop_accept(),
                 Some(Phase::DrainConnections) => self.drain_connections(),

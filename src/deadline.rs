@@ -114,7 +114,8 @@ impl Deadlines {
             return (until_ms, stage);
         }
         let limits = &self.limits;
-        let mut next = (self.accepted_ms.saturating_add(limits.lifetime_ms), DeadlineKind::Lifetime);
+        let mut next =
+            (self.accepted_ms.saturating_add(limits.lifetime_ms), DeadlineKind::Lifetime);
         let mut consider = |since_ms: u64, limit_ms: u64, kind| {
             let at_ms = since_ms.saturating_add(limit_ms);
             if at_ms < next.0 {

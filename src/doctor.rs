@@ -9,6 +9,7 @@ use std::io;
 use crate::error::{Error, Result};
 use crate::json::{self, JsonObject};
 use crate::machine::{Capability, Facts, cpu_list, default_cpus, limit_text};
+use crate::preflight;
 use crate::refusal::{NEEDED, explain_setup_failure, ring_bytes};
 
 mod features;
@@ -29,19 +30,18 @@ use features::{Answer, Answers, DRIVER_RING, Feature};
 /// ```
 #[must_use]
 pub fn examine() -> Examination {
-    // The driver's behaviour preflight goes in here once there is a driver.
-    examine_with(None)
+    examine_with(preflight::check)
 }
 
 /// As [`examine`], with a trial run of the driver as the last question.
 ///
 /// `preflight` drives a socket pair through the real driver (arm a multishot receive, write, reap,
 /// run out of buffers, end of stream) and returns the first thing that differs from what the
-/// library relies on. It is not run where the kernel refuses rings. `None` reports "not run".
-pub(crate) fn examine_with(preflight: Option<fn() -> Result<()>>) -> Examination {
+/// library relies on. It is not run where the kernel refuses rings.
+pub(crate) fn examine_with(preflight: fn() -> Result<()>) -> Examination {
     let facts = Facts::read();
     let answers = Answers::ask();
-    let preflight = preflight.filter(|_| answers.ring.is_ok()).map(|run| run());
+    let preflight = answers.ring.is_ok().then(preflight);
     Examination::new(facts, answers, preflight)
 }
 
@@ -58,9 +58,8 @@ pub struct Examination {
 impl Examination {
     /// Whether the io_uring driver runs here: rings are to be had, with every feature that the
     /// driver cannot do without.
-    ///
-    /// Where it is `false`, `SLIPRING_DRIVER=auto` falls back to the epoll driver and
-    /// `SLIPRING_DRIVER=uring` refuses to start.
+    /// Where it is `false`, a server refuses to start, for the reason that
+    /// [`Examination::refusal`] has.
     ///
     /// # Examples
     ///
@@ -416,7 +415,7 @@ mod tests {
             assert_eq!(examination.is_fit(), fit, "{word}");
             assert!(line(&examination.to_string(), "preflight").ends_with(word));
         }
-        let failing = examine_with(Some(|| Err(Error::new(ErrorKind::Io, "trial run"))));
+        let failing = examine_with((|| Err(Error::new(ErrorKind::Io, "trial run"))));
         assert!(!failing.is_fit());
     }
 

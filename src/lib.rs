@@ -51,6 +51,7 @@ mod json;
 mod listen;
 mod machine;
 mod mailbox;
+mod preflight;
 mod receive;
 mod refusal;
 mod report;

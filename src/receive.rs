@@ -78,12 +78,7 @@ impl Core {
         }
     }
 
-    pub(crate) fn on_received(
-        &mut self,
-        id: Id,
-        last: bool,
-        result: Result<Option<Lease>, Errno>,
-    ) {
+    pub(crate) fn on_received(&mut self, id: Id, last: bool, result: Result<Option<Lease>, Errno>) {
         let Some(entry) = self.table.get_mut(id) else {
             self.counters.stale.add(1);
             return;

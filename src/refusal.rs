@@ -40,6 +40,14 @@ pub(crate) fn explain_setup_failure(errno: i32, ring: RingAsked, facts: &Facts) 
     }
 }
 
+/// The error for a ring that could not be made.
+pub(crate) fn explain(error: io::Error, ring: RingAsked, facts: &Facts) -> Error {
+    match error.raw_os_error() {
+        Some(errno) => explain_setup_failure(errno, ring, facts),
+        None => Error::os("set up an io_uring", error),
+    }
+}
+
 /// Tries again a few times when there is no memory for a ring: the kernel gives back what it has
 /// charged for rings that were closed with a delay.
 pub(crate) fn retry_without_memory<T>(mut make: impl FnMut() -> io::Result<T>) -> io::Result<T> {
@@ -85,9 +93,9 @@ fn no_system_call(facts: &Facts) -> String {
 fn forbidden(facts: &Facts) -> String {
     let exempt = facts.can_over_machine(Capability::SysAdmin) == Some(true);
     match (facts.io_uring_disabled, facts.seccomp) {
-        (Some(2), _) => format!(
-            "the sysctl kernel.io_uring_disabled is 2, which is nobody; set it to 0"
-        ),
+        (Some(2), _) => {
+            format!("the sysctl kernel.io_uring_disabled is 2, which is nobody; set it to 0")
+        }
         (Some(1), seccomp) if !(exempt && seccomp == Some(2)) => {
             let group = match facts.io_uring_group {
                 Some(gid) if gid >= 0 => format!("group {gid} (kernel.io_uring_group)"),
@@ -126,9 +134,9 @@ fn rejected(ring: RingAsked, facts: &Facts) -> String {
     );
     let release = facts.release.as_deref().unwrap_or_default();
     match facts.kernel() {
-        Some(kernel) if kernel < NEEDED => format!(
-            "kernel {release} found, {NEEDED_TEXT} needed{asked}; upgrade the kernel"
-        ),
+        Some(kernel) if kernel < NEEDED => {
+            format!("kernel {release} found, {NEEDED_TEXT} needed{asked}; upgrade the kernel")
+        }
         Some(_) => format!(
             "kernel {release} should know everything that was asked for{asked}, as {NEEDED_TEXT} \
              does, but rejects it: a vendor's change, or entries out of bounds; check \

@@ -161,9 +161,9 @@ impl DrainReport {
     /// counted, and nothing is left, unless on a core that is reported as stuck.
     #[must_use]
     pub fn is_balanced(&self) -> bool {
-        self.cores.iter().all(|core| {
-            core.is_balanced() && (core.stats.live == 0 || core.stuck.is_some())
-        })
+        self.cores
+            .iter()
+            .all(|core| core.is_balanced() && (core.stats.live == 0 || core.stuck.is_some()))
     }
 
     /// Connections handed over to a successor.
@@ -308,7 +308,13 @@ mod tests {
     fn the_json_has_the_promised_keys() {
         let json = report(3, 3, 0, false).to_json();
         for key in [
-            "accepted", "closed", "handed_over", "forced", "abandoned_bytes", "phases_ms", "cores",
+            "accepted",
+            "closed",
+            "handed_over",
+            "forced",
+            "abandoned_bytes",
+            "phases_ms",
+            "cores",
             "balanced",
         ] {
             assert!(json.contains(&format!("\"{key}\":")), "{key} in {json}");

@@ -25,6 +25,7 @@ use crate::driver::{Driver, Socket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::listen::{Handler, Listener};
 use crate::machine::{self, Facts};
+use crate::preflight;
 use crate::refusal;
 use crate::report::{CoreReport, DrainReport};
 use crate::stats::Stats;
@@ -188,6 +189,8 @@ impl Server {
         let quota = Facts::read().quota_cpus;
         let pin = settings.pin.unwrap_or(quota.is_none_or(|cpus| cpus >= cores as f64));
 
+        preflight::check()?;
+
         let mut bound = Vec::with_capacity(self.endpoints.len());
         for addr in self.addresses()? {
             bound.push(bind(&addr, cores, &settings, self.before_bind.as_deref())?);
@@ -253,10 +256,12 @@ impl Server {
         };
         match asked.iter().find(|cpu| !allowed.contains(cpu)) {
             None => Ok(asked),
-            Some(cpu) => Err(Error::new(ErrorKind::Config, format!("use CPU {cpu}")).because(format!(
-                "this process may run on CPUs {} only; see SLIPRING_CPUS and taskset(1)",
-                machine::cpu_list(&allowed)
-            ))),
+            Some(cpu) => {
+                Err(Error::new(ErrorKind::Config, format!("use CPU {cpu}")).because(format!(
+                    "this process may run on CPUs {} only; see SLIPRING_CPUS and taskset(1)",
+                    machine::cpu_list(&allowed)
+                )))
+            }
         }
     }
 }
@@ -412,7 +417,8 @@ impl Seed {
                 return;
             }
         };
-        let handlers: Vec<_> = self.makers.iter().map(|(make, at)| (make(&self.info), *at)).collect();
+        let handlers: Vec<_> =
+            self.makers.iter().map(|(make, at)| (make(&self.info), *at)).collect();
         let _ = ready.send(Ok(()));
         // No word means that another core could not be started.
         let Ok(sockets) = go.recv() else { return };
@@ -444,13 +450,10 @@ impl Seed {
             buffer_bytes: self.settings.buffer_bytes,
         };
         let epoch = self.control.epoch();
-        let uring = refusal::retry_without_memory(|| {
-            Uring::new(setup, Arc::clone(&self.bell), epoch)
-        });
-        let uring = uring.map_err(|error| match error.raw_os_error() {
-            Some(errno) => refusal::explain_setup_failure(errno, setup.asked(), &Facts::read()),
-            None => Error::os("set up a ring", error),
-        })?;
+        let uring =
+            refusal::retry_without_memory(|| Uring::new(setup, Arc::clone(&self.bell), epoch));
+        let uring =
+            uring.map_err(|error| refusal::explain(error, setup.asked(), &Facts::read()))?;
         let seat = &self.control.seats()[self.info.index];
         let share = self.settings.connections_max.div_ceil(self.info.cores);
         let (counters, post) = (Arc::clone(&seat.counters), Arc::clone(&seat.post));

@@ -149,9 +149,8 @@ impl World {
 
     /// Accepted connections of which the core has not heard yet.
     pub(crate) fn accepted_unreaped(&self) -> usize {
-        let marker = |done: &&Completion| {
-            matches!(done.outcome, Outcome::Accepted(Err(Errno(..0))))
-        };
+        let marker =
+            |done: &&Completion| matches!(done.outcome, Outcome::Accepted(Err(Errno(..0))));
         self.ready.iter().filter(marker).count()
     }
 
@@ -257,7 +256,14 @@ impl World {
         }
     }
 
-    fn work_receive(&mut self, token: Token, socket: Name, patient: bool, cancelled: bool, end: bool) {
+    fn work_receive(
+        &mut self,
+        token: Token,
+        socket: Name,
+        patient: bool,
+        cancelled: bool,
+        end: bool,
+    ) {
         let Some(peer) = self.streams.get_mut(&socket.0) else {
             panic!("receive on descriptor {} that is closed", socket.0);
         };

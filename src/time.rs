@@ -62,9 +62,9 @@ pub async fn timeout<F: Future>(duration: Duration, future: F) -> Result<F::Outp
         if let Poll::Ready(output) = future.as_mut().poll(cx) {
             return Poll::Ready(Ok(output));
         }
-        Pin::new(&mut sleep).poll(cx).map(|()| {
-            Err(Error::new(ErrorKind::TimedOut, format!("timeout of {duration:?}")))
-        })
+        Pin::new(&mut sleep)
+            .poll(cx)
+            .map(|()| Err(Error::new(ErrorKind::TimedOut, format!("timeout of {duration:?}"))))
     })
     .await
 }
@@ -126,9 +126,9 @@ impl Future for Sleep {
         if core.now_ns >= deadline_ns {
             return Poll::Ready(());
         }
-        let known = self.sleeper.filter(|(serial, id)| {
-            *serial == cell.serial() && core.sleepers.contains(*id)
-        });
+        let known = self
+            .sleeper
+            .filter(|(serial, id)| *serial == cell.serial() && core.sleepers.contains(*id));
         let (_, id) = known.unwrap_or_else(|| (cell.serial(), core.add_sleeper(deadline_ns)));
         self.sleeper = Some((cell.serial(), id));
         let Core { sleepers, tasks, .. } = core;

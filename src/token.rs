@@ -34,9 +34,9 @@ pub(crate) enum Kind {
 pub(crate) struct Token(u64);
 
 impl Token {
-    pub(crate) fn new(kind: Kind, slot: u32, generation: u32) -> Token {
-        let generation = u64::from(generation & GENERATION_MASK);
-        Token((kind as u64) << 56 | generation << 32 | u64::from(slot))
+    pub(crate) const fn new(kind: Kind, slot: u32, generation: u32) -> Token {
+        let generation = (generation & GENERATION_MASK) as u64;
+        Token((kind as u64) << 56 | generation << 32 | slot as u64)
     }
 
     /// Takes the bits of a completion; the kernel hands them back unchanged, but nothing relies

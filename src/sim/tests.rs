@@ -256,7 +256,8 @@ fn a_drain_at_any_moment_ends_by_its_deadline_and_resets_nobody() {
             let forced = seed % 7 < 5;
             let good = matches!(peer.manner, Manner::Good | Manner::Silent);
             let served = forced || !lingers || !good || peer.fate != Fate::Reset;
-            let story = (peer.manner, peer.sent(), peer.plan.len(), peer.received.len(), peer.unread());
+            let story =
+                (peer.manner, peer.sent(), peer.plan.len(), peer.received.len(), peer.unread());
             let closed = rig.core.borrow_mut().counters.snapshot().closed;
             assert!(served, "reset: {story:?}, {closed:?}");
         }

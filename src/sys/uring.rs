@@ -91,7 +91,9 @@ impl Uring {
         let mut bufs = BufRing::new(pool)?;
         let entries = setup.buffers;
         // SAFETY: the entries live until `unregister_buf_ring` in `drop`, or for good.
-        unsafe { uring.submitter().register_buf_ring_with_flags(bufs.address(), entries, GROUP, 0) }?;
+        unsafe {
+            uring.submitter().register_buf_ring_with_flags(bufs.address(), entries, GROUP, 0)
+        }?;
         bufs.publish();
         let mut ring = Box::new(Ring { uring, registered: None, enter_flags });
         ring.register_fd();
@@ -226,9 +228,7 @@ impl Uring {
             let last = !cqueue::more(entry.flags());
             self.in_flight -= usize::from(last);
             let token = Token::from_bits(entry.user_data());
-            if let Some(outcome) =
-                outcome(token, &entry, last, self.bufs.pool(), &mut self.sends)
-            {
+            if let Some(outcome) = outcome(token, &entry, last, self.bufs.pool(), &mut self.sends) {
                 into.push(Completion { token, last, outcome });
             }
         }
@@ -335,15 +335,7 @@ impl Ring {
         // SAFETY: the argument is null, or a `SubmitArgs` that outlives the call and wraps the
         // kernel's io_uring_getevents_arg, whose size is passed.
         let result = unsafe {
-            libc::syscall(
-                libc::SYS_io_uring_enter,
-                fd,
-                to_submit,
-                want,
-                flags,
-                argument,
-                size,
-            )
+            libc::syscall(libc::SYS_io_uring_enter, fd, to_submit, want, flags, argument, size)
         };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as u32) }
     }
@@ -351,7 +343,8 @@ impl Ring {
     /// Registers the ring's descriptor, which saves the kernel a look-up at every enter. Not
     /// being able to is no error: a task has only 16 places for this.
     fn register_fd(&mut self) {
-        let mut update = RsrcUpdate { offset: u32::MAX, resv: 0, data: self.uring.as_raw_fd() as u64 };
+        let mut update =
+            RsrcUpdate { offset: u32::MAX, resv: 0, data: self.uring.as_raw_fd() as u64 };
         if self.ring_fds(REGISTER_RING_FDS, &mut update) == 1 {
             self.registered = Some(update.offset);
         }

@@ -1,0 +1,151 @@
+//! Does the kernel do what the driver rests on? Tried on a socket pair before a server starts:
+//! version strings lie, since vendors bring features back and break others.
+
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::driver::{Completion, Driver, Errno, Op, Outcome, Socket, Wait};
+use crate::error::{Error, ErrorKind, Result};
+use crate::machine::Facts;
+use crate::refusal;
+use crate::sys::gather::Gather;
+use crate::sys::uring::{RingSetup, Uring};
+use crate::sys::wake::EventFd;
+use crate::token::{Kind, Token};
+
+/// Steps: 1. a multishot receive delivers two writes, each into a buffer of its own; 2. it ends with
+/// ENOBUFS when the buffers are out; 3. armed again, it goes on with a returned buffer; 4. a send
+/// reports its bytes; 5. a cancelled receive says so; 6. the end of the stream ends a receive; 7. the
+/// bell is heard.
+pub(crate) fn check() -> Result<()> {
+    let bell = eventfd()?;
+    let mut trial = Trial { driver: driver(&bell)?, seen: Vec::new() };
+    let (ours, mut theirs) =
+        UnixStream::pair().map_err(|error| Error::os("make a socket pair", error))?;
+    let ours = Socket::Os(OwnedFd::from(ours));
+    let mut write = |byte: u8| {
+        theirs.write_all(&[byte; 8]).map_err(|error| Error::os("write to a socket pair", error))
+    };
+    let receive = |patient| Op::Receive { socket: ours.name(), patient };
+
+    let mut leases = Vec::new();
+    trial.driver.push(RECEIVE, receive(false));
+    for byte in 0..BUFFERS as u8 {
+        write(byte)?;
+        match trial.next(RECEIVE)? {
+            Completion { last, outcome: Outcome::Received(Ok(Some(lease))), .. }
+                if *lease == [byte; 8] =>
+            {
+                if last {
+                    trial.driver.push(RECEIVE, receive(true));
+                }
+                leases.push(lease);
+            }
+            other => return Err(unexpected("multishot receive into provided buffers", &other)),
+        }
+    }
+    write(99)?;
+    match trial.next(RECEIVE)? {
+        Completion {
+            last: true, outcome: Outcome::Received(Err(Errno(libc::ENOBUFS))), ..
+        } => {}
+        other => return Err(unexpected("a receive without buffers", &other)),
+    }
+    leases.clear();
+    trial.driver.push(RECEIVE, receive(true));
+    match trial.next(RECEIVE)? {
+        Completion { outcome: Outcome::Received(Ok(Some(lease))), .. } if *lease == [99; 8] => {}
+        other => return Err(unexpected("a receive with a returned buffer", &other)),
+    }
+
+    let mut gather = Box::new(Gather::new());
+    gather.write(b"answer");
+    trial.driver.push(SEND, Op::Send { socket: ours.name(), gather });
+    match trial.next(SEND)? {
+        Completion { last: true, outcome: Outcome::Sent(Ok(6), _), .. } => {}
+        other => return Err(unexpected("a send", &other)),
+    }
+
+    trial.driver.push(CANCEL, Op::Cancel { target: RECEIVE });
+    match trial.next(RECEIVE)? {
+        Completion { last: true, outcome: Outcome::Received(Err(_)), .. } => {}
+        other => return Err(unexpected("a cancelled receive", &other)),
+    }
+
+    drop(theirs);
+    trial.driver.push(RECEIVE, receive(true));
+    match trial.next(RECEIVE)? {
+        Completion { last: true, outcome: Outcome::Received(Ok(None)), .. } => {}
+        other => return Err(unexpected("the end of a stream", &other)),
+    }
+
+    bell.ring();
+    trial.next(Token::new(Kind::Doorbell, 0, 0)).map(drop)
+}
+
+/// A ring and what it has said so far.
+struct Trial {
+    driver: Driver,
+    seen: Vec<Completion>,
+}
+
+impl Trial {
+    /// The next completion of an operation; those of others are kept.
+    fn next(&mut self, token: Token) -> Result<Completion> {
+        for _ in 0..TRIES {
+            if let Some(at) = self.seen.iter().position(|seen| seen.token == token) {
+                return Ok(self.seen.remove(at));
+            }
+            let wait = Wait::AtMostNs(TRY_NS);
+            self.driver.enter(wait).map_err(|error| Error::os("io_uring_enter", error))?;
+            self.driver.reap(&mut self.seen, usize::MAX);
+        }
+        Err(Error::new(ErrorKind::Unsupported, format!("try out io_uring: {:?}", token.kind()))
+            .because("the kernel did not answer within a second"))
+    }
+}
+
+fn driver(bell: &Arc<EventFd>) -> Result<Driver> {
+    let setup = RingSetup { sq_entries: 8, cq_entries: 32, buffers: BUFFERS, buffer_bytes: 64 };
+    let make = || Uring::new(setup, Arc::clone(bell), Instant::now());
+    match refusal::retry_without_memory(make) {
+        Ok(uring) => Ok(Driver::Uring(Box::new(uring))),
+        Err(error) => Err(refusal::explain(error, setup.asked(), &Facts::read())),
+    }
+}
+
+fn eventfd() -> Result<Arc<EventFd>> {
+    EventFd::new().map(Arc::new).map_err(|error| Error::os("create an eventfd", error))
+}
+
+fn unexpected(what: &str, got: &Completion) -> Error {
+    Error::new(ErrorKind::Unsupported, format!("try out io_uring: {what}")).because(format!(
+        "the kernel answered {:?}, which no kernel from {} on should; try another kernel",
+        got.outcome,
+        refusal::NEEDED_TEXT
+    ))
+}
+
+const RECEIVE: Token = Token::new(Kind::Receive, 0, 0);
+const SEND: Token = Token::new(Kind::Send, 0, 0);
+const CANCEL: Token = Token::new(Kind::Cancel, 0, 0);
+const BUFFERS: u16 = 2;
+const TRIES: usize = 100;
+const TRY_NS: u64 = 10_000_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no io_uring")]
+    fn this_kernel_passes_or_is_refused_with_a_cause() {
+        match check() {
+            Ok(()) => {}
+            Err(error) => assert!(error.to_string().contains("io_uring"), "{error}"),
+        }
+    }
+}
