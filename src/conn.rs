@@ -12,10 +12,11 @@ use crate::buf::{Chunk, SendBuf};
 use crate::core::{Core, CoreRef, NS_PER_MS};
 use crate::deadline::DeadlineKind;
 use crate::error::{Error, ErrorKind, Result};
+use crate::executor::Scope;
 use crate::listen::Handler;
 use crate::report::CloseReason;
 use crate::table::Id;
-use crate::task::{JoinHandle, Scope, spawn_in};
+use crate::task::{JoinHandle, spawn_in};
 
 /// An accepted connection, owned by its handler.
 ///

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use crate::core::{Message, Post};
+use crate::post::{Message, Post};
 use crate::report::{CoreReport, DrainReport, PhaseTimes};
 use crate::stats::{Counters, Stats};
 

@@ -7,17 +7,13 @@
 //! No code of a handler runs while the core is borrowed: futures and foreign wakers are taken
 //! out, then polled, woken and dropped.
 
-use std::cell::{Cell, RefCell, RefMut};
+use std::cell::{RefCell, RefMut};
 use std::collections::VecDeque;
 use std::fmt;
-use std::future::Future;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use crate::config::Settings;
@@ -26,16 +22,15 @@ use crate::deadline::Limits;
 use crate::drain::{Drain, Left, Phase, Plan};
 use crate::driver::{Completion, Driver, Outcome, Wait};
 use crate::entry::Entry;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
+use crate::executor::{Body, Scope, Tasks, Wake, drop_guarded};
 use crate::listen::Listener;
-use crate::mailbox::{Bell, Mailbox};
+use crate::post::{Message, Post};
 use crate::report::{CloseReason, PhaseTimes};
 use crate::stats::{CoreStats, Counters};
 use crate::sys::gather::Gather;
-use crate::sys::place::Place;
-use crate::sys::wake::EventFd;
 use crate::table::{Id, Table};
-use crate::task::{Body, LocalFuture, Scope, Tasks, Wake, set_local_core};
+use crate::task::spawn_task;
 use crate::time::Sleeper;
 use crate::token::Kind;
 use crate::wheel::{TimerKey, Wheel};
@@ -46,60 +41,6 @@ pub(crate) type CoreRef = Rc<CoreCell>;
 pub(crate) struct CoreCell {
     core: RefCell<Core>,
     serial: u64,
-}
-
-/// What other threads send to a core.
-pub(crate) enum Message {
-    /// A task of the core was woken.
-    Wake(Id),
-    /// Run this on the core.
-    Spawn(Place, Box<dyn FnOnce() -> LocalFuture + Send>),
-    /// The control has news: the drain's deadline.
-    Look,
-}
-
-/// The address of a core for other threads.
-pub(crate) type Post = Arc<PostBox>;
-
-#[derive(Debug)]
-pub(crate) struct PostBox {
-    mailbox: Mailbox<Message, CoreBell>,
-    serial: u64,
-}
-
-/// What wakes a core: an eventfd, or nothing where a simulator drives it.
-#[derive(Debug)]
-pub(crate) enum CoreBell {
-    EventFd(Arc<EventFd>),
-    #[cfg(test)]
-    Silent,
-}
-
-impl Bell for CoreBell {
-    fn ring(&self) {
-        match self {
-            CoreBell::EventFd(eventfd) => eventfd.ring(),
-            #[cfg(test)]
-            CoreBell::Silent => {}
-        }
-    }
-}
-
-impl PostBox {
-    pub(crate) fn new(bell: CoreBell) -> Post {
-        static SERIALS: AtomicU64 = AtomicU64::new(0);
-        let serial = SERIALS.fetch_add(1, Ordering::Relaxed);
-        Arc::new(PostBox { mailbox: Mailbox::new(bell), serial })
-    }
-
-    /// Tells the cores of a process apart, those of several servers too.
-    pub(crate) fn serial(&self) -> u64 {
-        self.serial
-    }
-
-    pub(crate) fn post(&self, message: Message) -> std::result::Result<(), Message> {
-        self.mailbox.post(message)
-    }
 }
 
 /// What the wheel of a core reminds it of.
@@ -131,6 +72,7 @@ pub(crate) struct Core {
     /// Connections that wait for receive buffers, first come first served.
     pub(crate) parked: VecDeque<Id>,
     /// Emptied output queues, for the next who sends.
+    #[expect(clippy::vec_box, reason = "a gather in flight must not move, so it lives in a box")]
     pub(crate) spare: Vec<Box<Gather>>,
     /// Futures to be dropped when nobody has the core borrowed.
     pub(crate) graveyard: Vec<Body>,
@@ -147,7 +89,7 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    pub(crate) fn new(
+    pub(crate) fn start(
         driver: Driver,
         settings: Settings,
         connections_max: usize,
@@ -432,58 +374,6 @@ impl CoreCell {
         }
         self.borrow_mut().mail = mail;
     }
-
-    fn run_tasks(self: &Rc<CoreCell>) {
-        let budget = self.borrow_mut().settings.task_budget;
-        for _ in 0..budget {
-            self.bury();
-            let next = {
-                let mut core = self.borrow_mut();
-                core.tasks.collect_local_wakes();
-                core.tasks.start_next()
-            };
-            let Some((id, scope, place, mut body)) = next else { break };
-            self.borrow_mut().counters.running.set(place);
-            let mut cx = Context::from_waker(&body.waker);
-            let polled = catch_unwind(AssertUnwindSafe(|| body.future.as_mut().poll(&mut cx)));
-            let mut core = self.borrow_mut();
-            core.counters.polls.add(1);
-            core.counters.running.clear();
-            match polled {
-                Ok(Poll::Pending) => {
-                    let aborted = core.tasks.park(id, body);
-                    core.graveyard.extend(aborted);
-                }
-                Ok(Poll::Ready(())) => core.finish_task(id, scope, body),
-                Err(_) => {
-                    core.counters.panics.add(1);
-                    if let Scope::Handler(connection) = scope {
-                        core.fail(connection, CloseReason::HandlerPanic);
-                    }
-                    core.finish_task(id, scope, body);
-                }
-            }
-        }
-        self.bury();
-        self.borrow_mut().tasks.collect_local_wakes();
-    }
-
-    /// Drops the futures and wakes the wakers that wait for the core to be free.
-    fn bury(self: &Rc<CoreCell>) {
-        loop {
-            let (dead, wakers) = {
-                let mut core = self.borrow_mut();
-                if core.graveyard.is_empty() && !core.tasks.has_foreign() {
-                    return;
-                }
-                (std::mem::take(&mut core.graveyard), core.tasks.take_foreign())
-            };
-            drop_guarded(dead);
-            for waker in wakers {
-                let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
-            }
-        }
-    }
 }
 
 impl Core {
@@ -491,25 +381,6 @@ impl Core {
     pub(crate) fn account(&self) -> (CoreStats, PhaseTimes) {
         let phases = self.drain.durations_ns(self.driver.now_ns());
         (self.counters.snapshot(), PhaseTimes(phases))
-    }
-
-    fn finish_task(&mut self, id: Id, scope: Scope, body: Body) {
-        self.tasks.finish(id);
-        if let Scope::Handler(connection) | Scope::Child(connection) = scope
-            && let Some(entry) = self.table.get_mut(connection)
-        {
-            entry.children.retain(|child| *child != id);
-        }
-        self.graveyard.push(body);
-    }
-
-    /// Takes every task out; called when the deadline has come.
-    fn take_all_tasks(&mut self) -> Vec<Body> {
-        let ids = self.tasks.ids();
-        self.counters.tasks_forced.add(ids.len() as u64);
-        let mut bodies = std::mem::take(&mut self.graveyard);
-        bodies.extend(ids.into_iter().filter_map(|id| self.tasks.abort(id)));
-        bodies
     }
 
     /// Closes the books on a connection whose operations did not all end.
@@ -525,145 +396,9 @@ impl Core {
     }
 }
 
-/// Dropping a future is running anyone's code, and may panic.
-fn drop_guarded(bodies: Vec<Body>) {
-    for body in bodies {
-        let _ = catch_unwind(AssertUnwindSafe(move || drop(body)));
-    }
-}
-
-impl fmt::Debug for Message {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Message::Wake(_) => "Wake",
-            Message::Spawn(..) => "Spawn",
-            Message::Look => "Look",
-        })
-    }
-}
-
 impl fmt::Debug for CoreCell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Core({})", self.serial)
-    }
-}
-
-thread_local! {
-    static CURRENT: RefCell<Option<CoreRef>> = const { RefCell::new(None) };
-    static ENTERED: Cell<bool> = const { Cell::new(false) };
-}
-
-/// While it lives, this thread is that core's.
-#[derive(Debug)]
-pub(crate) struct Entered(CoreRef);
-
-impl Entered {
-    pub(crate) fn new(core: &CoreRef) -> Entered {
-        assert!(!ENTERED.replace(true), "one core a thread");
-        CURRENT.with(|current| *current.borrow_mut() = Some(Rc::clone(core)));
-        set_local_core(Some(core.serial));
-        Entered(Rc::clone(core))
-    }
-}
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        if let Ok(mut core) = self.0.core.try_borrow_mut() {
-            core.tasks.collect_local_wakes();
-        }
-        set_local_core(None);
-        CURRENT.with(|current| current.borrow_mut().take());
-        ENTERED.set(false);
-    }
-}
-
-/// The core of this thread.
-pub(crate) fn current(operation: &'static str) -> Result<CoreRef> {
-    CURRENT.with(|current| current.borrow().clone()).ok_or_else(|| {
-        Error::new(ErrorKind::Misuse, operation)
-            .because("this thread is no core of a slipring server; call it from a handler or task")
-    })
-}
-
-/// Whether this thread is a core.
-pub(crate) fn is_core_thread() -> bool {
-    ENTERED.get()
-}
-
-pub(crate) fn spawn_task(
-    core: &CoreRef,
-    scope: Scope,
-    place: Place,
-    future: LocalFuture,
-) -> Result<Id> {
-    let mut core = core.borrow_mut();
-    if core.drain.phase() >= Phase::Force {
-        let error = Error::new(ErrorKind::Closed, "spawn a task");
-        return Err(error.because("the drain's deadline has come"));
-    }
-    if core.tasks.len() >= core.settings.tasks_max {
-        let error = Error::new(ErrorKind::Resource, "spawn a task");
-        return Err(error.because(format!(
-            "the core has {} tasks, which is SLIPRING_TASKS_MAX",
-            core.settings.tasks_max
-        )));
-    }
-    let core = &mut *core;
-    match scope {
-        Scope::Core => Ok(core.tasks.insert(scope, place, future)),
-        Scope::Handler(connection) | Scope::Child(connection) => {
-            let Some(entry) = core.table.get_mut(connection) else {
-                let error = Error::new(ErrorKind::Closed, "spawn a task");
-                return Err(error.because("its connection has ended"));
-            };
-            let id = core.tasks.insert(scope, place, future);
-            entry.children.push(id);
-            Ok(id)
-        }
-    }
-}
-
-pub(crate) fn abort_task(core: &CoreRef, id: Id) {
-    let body = core.borrow_mut().tasks.abort(id);
-    drop_guarded(body.into_iter().collect());
-}
-
-/// Resolves when the core begins to drain.
-pub(crate) fn drain_begins(core: CoreRef) -> impl Future<Output = ()> {
-    DrainBegins { core, waiter: None }
-}
-
-struct DrainBegins {
-    core: CoreRef,
-    waiter: Option<Id>,
-}
-
-impl Future for DrainBegins {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = &mut *self;
-        let core = &mut *this.core.borrow_mut();
-        if core.drain.is_draining() {
-            return Poll::Ready(());
-        }
-        let known = this.waiter.filter(|id| core.drain_waiters.contains(*id));
-        let id = known.unwrap_or_else(|| core.drain_waiters.insert(Wake::Nobody));
-        this.waiter = Some(id);
-        let Core { drain_waiters, tasks, .. } = core;
-        if let Some(wake) = drain_waiters.get_mut(id) {
-            tasks.register(wake, cx.waker());
-        }
-        Poll::Pending
-    }
-}
-
-impl Drop for DrainBegins {
-    fn drop(&mut self) {
-        if let Some(id) = self.waiter {
-            let wake = self.core.borrow_mut().drain_waiters.remove(id);
-            drop(wake);
-        }
     }
 }
 

@@ -415,7 +415,7 @@ mod tests {
             assert_eq!(examination.is_fit(), fit, "{word}");
             assert!(line(&examination.to_string(), "preflight").ends_with(word));
         }
-        let failing = examine_with((|| Err(Error::new(ErrorKind::Io, "trial run"))));
+        let failing = examine_with(|| Err(Error::new(ErrorKind::Io, "trial run")));
         assert!(!failing.is_fit());
     }
 

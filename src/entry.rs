@@ -5,10 +5,10 @@ use std::collections::VecDeque;
 use crate::buf::Chunk;
 use crate::deadline::{Deadlines, Limits};
 use crate::driver::Socket;
+use crate::executor::Wake;
 use crate::report::CloseReason;
 use crate::sys::gather::Gather;
 use crate::table::Id;
-use crate::task::Wake;
 use crate::wheel::TimerKey;
 
 /// One connection, from accept to close.

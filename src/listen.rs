@@ -9,8 +9,8 @@ use crate::conn::Connection;
 use crate::core::{Core, Timer};
 use crate::driver::{Errno, Op, Socket};
 use crate::entry::Entry;
+use crate::executor::{LocalFuture, Scope};
 use crate::sys::place::Place;
-use crate::task::{LocalFuture, Scope};
 use crate::token::{Kind, Token};
 use crate::wheel::Precision;
 

@@ -26,9 +26,9 @@ pub(crate) fn explain_setup_failure(errno: i32, ring: RingAsked, facts: &Facts) 
         libc::EPERM | libc::EACCES => {
             error.with_kind(ErrorKind::Unsupported).because(forbidden(facts))
         }
-        libc::EOPNOTSUPP => error.with_kind(ErrorKind::Unsupported).because(format!(
-            "a sandbox or a managed platform rejects io_uring; run outside of it"
-        )),
+        libc::EOPNOTSUPP => error
+            .with_kind(ErrorKind::Unsupported)
+            .because("a sandbox or a managed platform rejects io_uring; run outside of it"),
         libc::EINVAL => error.with_kind(ErrorKind::Unsupported).because(rejected(ring, facts)),
         libc::ENOMEM => error.with_kind(ErrorKind::Resource).because(no_memory(ring, facts)),
         libc::EMFILE => error.with_kind(ErrorKind::Resource).because(no_descriptor(facts)),
@@ -83,10 +83,9 @@ fn no_system_call(facts: &Facts) -> String {
             "kernel {release} is built without io_uring, or a sandbox such as gVisor hides it; run \
              outside of the sandbox or with another kernel"
         ),
-        None => format!(
-            "the kernel is older than 5.1, or a seccomp filter or a sandbox such as gVisor hides \
-             the system call (its release could not be read)"
-        ),
+        None => "the kernel is older than 5.1, or a seccomp filter or a sandbox such as gVisor \
+                 hides the system call (its release could not be read)"
+            .to_owned(),
     }
 }
 
@@ -94,7 +93,7 @@ fn forbidden(facts: &Facts) -> String {
     let exempt = facts.can_over_machine(Capability::SysAdmin) == Some(true);
     match (facts.io_uring_disabled, facts.seccomp) {
         (Some(2), _) => {
-            format!("the sysctl kernel.io_uring_disabled is 2, which is nobody; set it to 0")
+            "the sysctl kernel.io_uring_disabled is 2, which is nobody; set it to 0".to_owned()
         }
         (Some(1), seccomp) if !(exempt && seccomp == Some(2)) => {
             let group = match facts.io_uring_group {

@@ -9,33 +9,29 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, Location, catch_unwind};
+use std::panic::Location;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::bind::{Hook, ListenAddr, SocketFile, bind};
 use crate::config::{Config, Settings};
 use crate::conn::{self, Connection};
 use crate::control::{Control, Seat};
-use crate::core::{Core, CoreBell, CoreRef, Entered, Message, PostBox, is_core_thread};
-use crate::driver::{Driver, Socket};
+use crate::crew::{Crew, Seed};
 use crate::error::{Error, ErrorKind, Result};
-use crate::listen::{Handler, Listener};
+use crate::listen::Handler;
+use crate::local::is_core_thread;
 use crate::machine::{self, Facts};
+use crate::post::{CoreBell, Message, PostBox};
 use crate::preflight;
-use crate::refusal;
-use crate::report::{CoreReport, DrainReport};
+use crate::report::DrainReport;
+use crate::signals::Signals;
 use crate::stats::Stats;
 use crate::sys::affinity;
 use crate::sys::limits;
 use crate::sys::place::Place;
-use crate::sys::signal::SignalBell;
-use crate::sys::uring::{RingSetup, Uring};
 use crate::sys::wake::EventFd;
-use crate::task::panic_text;
 
 /// A server to be: addresses, their handlers, and how it is to run.
 ///
@@ -74,7 +70,7 @@ struct Endpoint {
     place: Place,
 }
 
-type MakeHandler = dyn Fn(&CoreInfo) -> Handler + Send + Sync;
+pub(crate) type MakeHandler = dyn Fn(&CoreInfo) -> Handler + Send + Sync;
 
 /// The core that a handler is made for; see [`Server::listen_with`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -393,185 +389,6 @@ impl Handle {
                 .because("a core would wait for itself; use begin_drain here"));
         }
         Ok(())
-    }
-}
-
-/// What a core's thread is started with.
-struct Seed {
-    info: CoreInfo,
-    settings: Settings,
-    pin: bool,
-    bell: Arc<EventFd>,
-    control: Arc<Control>,
-    makers: Vec<(Arc<MakeHandler>, Place)>,
-    drain_within: Duration,
-}
-
-impl Seed {
-    /// The whole life of a core.
-    fn live(self, ready: &Sender<Result<()>>, go: &Receiver<Vec<OwnedFd>>) {
-        let core = match self.make_core() {
-            Ok(core) => core,
-            Err(error) => {
-                let _ = ready.send(Err(error));
-                return;
-            }
-        };
-        let handlers: Vec<_> =
-            self.makers.iter().map(|(make, at)| (make(&self.info), *at)).collect();
-        let _ = ready.send(Ok(()));
-        // No word means that another core could not be started.
-        let Ok(sockets) = go.recv() else { return };
-        {
-            let mut core = core.borrow_mut();
-            for (socket, (handler, place)) in sockets.into_iter().zip(handlers) {
-                core.listeners.push(Listener::new(Socket::Os(socket), handler, place));
-            }
-        }
-        let failure = self.serve(&core);
-        let (stats, phases) = core.borrow_mut().account();
-        drop(core);
-        let cpu = self.info.cpu;
-        let report = CoreReport { cpu, stats, phases, stuck: None, failure };
-        self.control.report(self.info.index, report);
-    }
-
-    fn make_core(&self) -> Result<CoreRef> {
-        if self.pin {
-            affinity::pin(self.info.cpu).map_err(|error| {
-                Error::os(format!("pin a core to CPU {}", self.info.cpu), error)
-                    .because("SLIPRING_PIN=0 runs the cores unpinned")
-            })?;
-        }
-        let setup = RingSetup {
-            sq_entries: self.settings.sq_entries,
-            cq_entries: self.settings.cq_entries,
-            buffers: self.settings.buffers as u16,
-            buffer_bytes: self.settings.buffer_bytes,
-        };
-        let epoch = self.control.epoch();
-        let uring =
-            refusal::retry_without_memory(|| Uring::new(setup, Arc::clone(&self.bell), epoch));
-        let uring =
-            uring.map_err(|error| refusal::explain(error, setup.asked(), &Facts::read()))?;
-        let seat = &self.control.seats()[self.info.index];
-        let share = self.settings.connections_max.div_ceil(self.info.cores);
-        let (counters, post) = (Arc::clone(&seat.counters), Arc::clone(&seat.post));
-        let driver = Driver::Uring(Box::new(uring));
-        Ok(Core::new(driver, self.settings, share, Arc::clone(&self.control), counters, post))
-    }
-
-    /// Turns until the core is down, and closes it. Returns what went wrong, if anything did.
-    fn serve(&self, core: &CoreRef) -> Option<String> {
-        let _entered = Entered::new(core);
-        core.borrow_mut().start_accept();
-        let turned = catch_unwind(AssertUnwindSafe(|| {
-            while core.turn()? {}
-            Ok(())
-        }));
-        let failure = match turned {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(Error::to_string(&error)),
-            Err(panic) => Some(panic_text(&*panic)),
-        };
-        if failure.is_some() {
-            // A server with a core missing would serve a part of its clients only.
-            self.control.begin_drain(self.drain_within);
-        }
-        let closed = catch_unwind(AssertUnwindSafe(|| core.shut_down()));
-        failure.or_else(|| closed.err().map(|panic| panic_text(&*panic)))
-    }
-}
-
-/// The cores' threads while the server starts. Unless all is well they are sent home again.
-#[derive(Default)]
-struct Crew {
-    threads: Vec<JoinHandle<()>>,
-    starts: Vec<Sender<Vec<OwnedFd>>>,
-    ready: Vec<Receiver<Result<()>>>,
-}
-
-impl Crew {
-    fn hire(&mut self, seed: Seed) -> Result<()> {
-        let (ready_sender, ready) = channel();
-        let (start, go) = channel();
-        let thread = thread::Builder::new().name(format!("slipring-{}", seed.info.cpu));
-        let thread = thread.spawn(move || seed.live(&ready_sender, &go));
-        self.threads.push(thread.map_err(|error| {
-            Error::os("start a core's thread", error).with_kind(ErrorKind::Resource)
-        })?);
-        self.starts.push(start);
-        self.ready.push(ready);
-        Ok(())
-    }
-
-    fn all_ready(&self) -> Result<()> {
-        for ready in &self.ready {
-            ready.recv().unwrap_or_else(|_| {
-                Err(Error::new(ErrorKind::Panicked, "make a core's handlers"))
-            })?;
-        }
-        Ok(())
-    }
-
-    fn go(mut self, shares: Vec<Vec<OwnedFd>>) -> Vec<JoinHandle<()>> {
-        for (start, share) in self.starts.iter().zip(shares) {
-            // A core that is gone already is found by `join`.
-            let _ = start.send(share);
-        }
-        std::mem::take(&mut self.threads)
-    }
-}
-
-impl Drop for Crew {
-    fn drop(&mut self) {
-        self.starts.clear();
-        for thread in self.threads.drain(..) {
-            let _ = thread.join();
-        }
-    }
-}
-
-/// Turns signals into orders, on a thread of its own.
-#[derive(Debug)]
-struct Signals {
-    bell: Arc<SignalBell>,
-    done: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Signals {
-    fn install(control: &Arc<Control>, drain_within: Duration) -> Result<Signals> {
-        let bell = SignalBell::install(&[libc::SIGTERM, libc::SIGINT]).map_err(|error| {
-            Error::os("handle SIGTERM and SIGINT", error)
-                .with_kind(ErrorKind::Misuse)
-                .because("signals belong to the process; one server at a time may ask for them")
-        })?;
-        let (bell, done) = (Arc::new(bell), Arc::new(AtomicBool::new(false)));
-        let (control, shared, ended) = (Arc::clone(control), Arc::clone(&bell), Arc::clone(&done));
-        let listen = move || {
-            let mut signals = 0;
-            while let Ok(count) = shared.bell().wait() {
-                if ended.load(Ordering::Acquire) {
-                    return;
-                }
-                signals += count;
-                control.begin_drain(if signals == 1 { drain_within } else { Duration::ZERO });
-            }
-        };
-        let thread = thread::Builder::new().name("slipring-signals".to_owned()).spawn(listen);
-        let thread = thread.map_err(|error| Error::os("start the signals' thread", error))?;
-        Ok(Signals { bell, done, thread: Some(thread) })
-    }
-}
-
-impl Drop for Signals {
-    fn drop(&mut self) {
-        self.done.store(true, Ordering::Release);
-        self.bell.bell().ring();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
     }
 }
 

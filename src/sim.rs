@@ -187,15 +187,10 @@ impl World {
                 peer.act(rng);
             }
         }
-        let mut turn = self.running.len();
-        while turn > 0 {
-            turn -= 1;
-            let index = self.rng.below(self.running.len() as u64) as usize;
-            if self.rng.percent(70) {
+        for _ in 0..self.running.len() {
+            if !self.running.is_empty() && self.rng.percent(70) {
+                let index = self.rng.below(self.running.len() as u64) as usize;
                 self.work(index);
-            }
-            if self.running.is_empty() {
-                break;
             }
         }
     }

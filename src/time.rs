@@ -7,10 +7,11 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use crate::core::{self, Core, NS_PER_MS, Timer};
+use crate::core::{Core, NS_PER_MS, Timer};
 use crate::error::{Error, ErrorKind, Result};
+use crate::executor::Wake;
+use crate::local;
 use crate::table::Id;
-use crate::task::Wake;
 use crate::wheel::{Precision, TimerKey};
 
 /// Waits for `duration`: never less, and at most a millisecond and the core's current turn more.
@@ -31,7 +32,7 @@ use crate::wheel::{Precision, TimerKey};
 /// ```
 pub fn sleep(duration: Duration) -> Sleep {
     let duration_ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-    let deadline = match core::current("sleep") {
+    let deadline = match local::current("sleep") {
         Ok(core) => Due::At(core.borrow_mut().driver.now_ns().saturating_add(duration_ns)),
         Err(_) => Due::After(duration_ns),
     };
@@ -116,7 +117,7 @@ impl Future for Sleep {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let cell = core::current("poll a sleep").unwrap_or_else(|error| panic!("{error}"));
+        let cell = local::current("poll a sleep").unwrap_or_else(|error| panic!("{error}"));
         let core = &mut *cell.borrow_mut();
         let deadline_ns = match self.deadline {
             Due::At(ns) => ns,
@@ -143,7 +144,7 @@ impl Drop for Sleep {
     fn drop(&mut self) {
         // On another thread than its core's, the timer fires for nobody, which does no harm.
         if let Some((serial, id)) = self.sleeper
-            && let Ok(cell) = core::current("drop a sleep")
+            && let Ok(cell) = local::current("drop a sleep")
             && cell.serial() == serial
         {
             let sleeper = cell.borrow_mut().remove_sleeper(id);
@@ -173,7 +174,7 @@ impl Interval {
     pub async fn tick(&mut self) {
         (&mut self.next).await;
         let period_ns = u64::try_from(self.period.as_nanos()).unwrap_or(u64::MAX);
-        let now_ns = core::current("tick").map(|core| core.borrow_mut().now_ns);
+        let now_ns = local::current("tick").map(|core| core.borrow_mut().now_ns);
         if let (Due::At(last_ns), Ok(now_ns)) = (self.next.deadline, now_ns) {
             let missed = now_ns.saturating_sub(last_ns) / period_ns;
             let next_ns = last_ns.saturating_add(period_ns.saturating_mul(missed + 1));

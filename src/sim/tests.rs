@@ -15,10 +15,12 @@ use super::{Rng, SimDriver, World, WorldRef};
 use crate::config::{Config, Settings};
 use crate::conn::{self, Connection};
 use crate::control::{Control, Seat};
-use crate::core::{Core, CoreBell, CoreRef, Entered, PostBox};
+use crate::core::{Core, CoreRef};
 use crate::driver::{Driver, Socket};
 use crate::error::Result;
 use crate::listen::Listener;
+use crate::local::Entered;
+use crate::post::{CoreBell, PostBox};
 use crate::report::CloseReason;
 use crate::time::sleep;
 use crate::token::Kind;
@@ -53,7 +55,7 @@ impl Rig {
         let control = Arc::new(Control::new(Instant::now(), vec![seat]));
         let driver = Driver::Sim(SimDriver::new(&world));
         let most = 1 + rng.below(10) as usize;
-        let core = Core::new(driver, settings, most, Arc::clone(&control), counters, post);
+        let core = Core::start(driver, settings, most, Arc::clone(&control), counters, post);
         let listener = Socket::Sim(World::listen(&world));
         let rng = Rc::new(RefCell::new(rng));
         let handler = conn::handler(move |conn| {

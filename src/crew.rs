@@ -1,0 +1,161 @@
+//! The cores' threads: how they start together, and the whole life of each.
+
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crate::config::Settings;
+use crate::control::Control;
+use crate::core::{Core, CoreRef};
+use crate::driver::{Driver, Socket};
+use crate::error::{Error, ErrorKind, Result};
+use crate::executor::panic_text;
+use crate::listen::Listener;
+use crate::local::Entered;
+use crate::machine::Facts;
+use crate::refusal;
+use crate::report::CoreReport;
+use crate::server::{CoreInfo, MakeHandler};
+use crate::sys::affinity;
+use crate::sys::place::Place;
+use crate::sys::uring::{RingSetup, Uring};
+use crate::sys::wake::EventFd;
+
+/// What a core's thread is started with.
+pub(crate) struct Seed {
+    pub(crate) info: CoreInfo,
+    pub(crate) settings: Settings,
+    pub(crate) pin: bool,
+    pub(crate) bell: Arc<EventFd>,
+    pub(crate) control: Arc<Control>,
+    pub(crate) makers: Vec<(Arc<MakeHandler>, Place)>,
+    pub(crate) drain_within: Duration,
+}
+
+impl Seed {
+    /// The whole life of a core.
+    fn live(self, ready: &Sender<Result<()>>, go: &Receiver<Vec<OwnedFd>>) {
+        let core = match self.make_core() {
+            Ok(core) => core,
+            Err(error) => {
+                let _ = ready.send(Err(error));
+                return;
+            }
+        };
+        let handlers: Vec<_> =
+            self.makers.iter().map(|(make, at)| (make(&self.info), *at)).collect();
+        let _ = ready.send(Ok(()));
+        // No word means that another core could not be started.
+        let Ok(sockets) = go.recv() else { return };
+        {
+            let mut core = core.borrow_mut();
+            for (socket, (handler, place)) in sockets.into_iter().zip(handlers) {
+                core.listeners.push(Listener::new(Socket::Os(socket), handler, place));
+            }
+        }
+        let failure = self.serve(&core);
+        let (stats, phases) = core.borrow_mut().account();
+        drop(core);
+        let cpu = self.info.cpu;
+        let report = CoreReport { cpu, stats, phases, stuck: None, failure };
+        self.control.report(self.info.index, report);
+    }
+
+    fn make_core(&self) -> Result<CoreRef> {
+        if self.pin {
+            affinity::pin(self.info.cpu).map_err(|error| {
+                Error::os(format!("pin a core to CPU {}", self.info.cpu), error)
+                    .because("SLIPRING_PIN=0 runs the cores unpinned")
+            })?;
+        }
+        let setup = RingSetup {
+            sq_entries: self.settings.sq_entries,
+            cq_entries: self.settings.cq_entries,
+            buffers: self.settings.buffers as u16,
+            buffer_bytes: self.settings.buffer_bytes,
+        };
+        let epoch = self.control.epoch();
+        let uring =
+            refusal::retry_without_memory(|| Uring::new(setup, Arc::clone(&self.bell), epoch));
+        let uring =
+            uring.map_err(|error| refusal::explain(error, setup.asked(), &Facts::read()))?;
+        let seat = &self.control.seats()[self.info.index];
+        let share = self.settings.connections_max.div_ceil(self.info.cores);
+        let (counters, post) = (Arc::clone(&seat.counters), Arc::clone(&seat.post));
+        let driver = Driver::Uring(Box::new(uring));
+        Ok(Core::start(driver, self.settings, share, Arc::clone(&self.control), counters, post))
+    }
+
+    /// Turns until the core is down, and closes it. Returns what went wrong, if anything did.
+    fn serve(&self, core: &CoreRef) -> Option<String> {
+        let _entered = Entered::new(core);
+        core.borrow_mut().start_accept();
+        let turned = catch_unwind(AssertUnwindSafe(|| {
+            while core.turn()? {}
+            Ok(())
+        }));
+        let failure = match turned {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(Error::to_string(&error)),
+            Err(panic) => Some(panic_text(&*panic)),
+        };
+        if failure.is_some() {
+            // A server with a core missing would serve a part of its clients only.
+            self.control.begin_drain(self.drain_within);
+        }
+        let closed = catch_unwind(AssertUnwindSafe(|| core.shut_down()));
+        failure.or_else(|| closed.err().map(|panic| panic_text(&*panic)))
+    }
+}
+
+/// The cores' threads while the server starts. Unless all is well they are sent home again.
+#[derive(Default)]
+pub(crate) struct Crew {
+    threads: Vec<JoinHandle<()>>,
+    starts: Vec<Sender<Vec<OwnedFd>>>,
+    ready: Vec<Receiver<Result<()>>>,
+}
+
+impl Crew {
+    pub(crate) fn hire(&mut self, seed: Seed) -> Result<()> {
+        let (ready_sender, ready) = channel();
+        let (start, go) = channel();
+        let thread = thread::Builder::new().name(format!("slipring-{}", seed.info.cpu));
+        let thread = thread.spawn(move || seed.live(&ready_sender, &go));
+        self.threads.push(thread.map_err(|error| {
+            Error::os("start a core's thread", error).with_kind(ErrorKind::Resource)
+        })?);
+        self.starts.push(start);
+        self.ready.push(ready);
+        Ok(())
+    }
+
+    pub(crate) fn all_ready(&self) -> Result<()> {
+        for ready in &self.ready {
+            ready.recv().unwrap_or_else(|_| {
+                Err(Error::new(ErrorKind::Panicked, "make a core's handlers"))
+            })?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn go(mut self, shares: Vec<Vec<OwnedFd>>) -> Vec<JoinHandle<()>> {
+        for (start, share) in self.starts.iter().zip(shares) {
+            // A core that is gone already is found by `join`.
+            let _ = start.send(share);
+        }
+        std::mem::take(&mut self.threads)
+    }
+}
+
+impl Drop for Crew {
+    fn drop(&mut self) {
+        self.starts.clear();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! The address of a core: what other threads send it, and how it is woken.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::executor::LocalFuture;
+use crate::mailbox::{Bell, Mailbox};
+use crate::sys::place::Place;
+use crate::sys::wake::EventFd;
+use crate::table::Id;
+
+/// What other threads send to a core.
+pub(crate) enum Message {
+    /// A task of the core was woken.
+    Wake(Id),
+    /// Run this on the core.
+    Spawn(Place, Box<dyn FnOnce() -> LocalFuture + Send>),
+    /// The control has news: the drain's deadline.
+    Look,
+}
+
+/// The address of a core for other threads.
+pub(crate) type Post = Arc<PostBox>;
+
+#[derive(Debug)]
+pub(crate) struct PostBox {
+    pub(crate) mailbox: Mailbox<Message, CoreBell>,
+    serial: u64,
+}
+
+/// What wakes a core: an eventfd, or nothing where a simulator drives it.
+#[derive(Debug)]
+pub(crate) enum CoreBell {
+    EventFd(Arc<EventFd>),
+    #[cfg(test)]
+    Silent,
+}
+
+impl Bell for CoreBell {
+    fn ring(&self) {
+        match self {
+            CoreBell::EventFd(eventfd) => eventfd.ring(),
+            #[cfg(test)]
+            CoreBell::Silent => {}
+        }
+    }
+}
+
+impl PostBox {
+    pub(crate) fn new(bell: CoreBell) -> Post {
+        static SERIALS: AtomicU64 = AtomicU64::new(0);
+        let serial = SERIALS.fetch_add(1, Ordering::Relaxed);
+        Arc::new(PostBox { mailbox: Mailbox::new(bell), serial })
+    }
+
+    /// Tells the cores of a process apart, those of several servers too.
+    pub(crate) fn serial(&self) -> u64 {
+        self.serial
+    }
+
+    pub(crate) fn post(&self, message: Message) -> std::result::Result<(), Message> {
+        self.mailbox.post(message)
+    }
+}
+
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Message::Wake(_) => "Wake",
+            Message::Spawn(..) => "Spawn",
+            Message::Look => "Look",
+        })
+    }
+}
