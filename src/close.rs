@@ -14,16 +14,27 @@ use crate::table::Id;
 use crate::wheel::Precision;
 
 impl Core {
-    /// A handle of the connection is dropped. The last one closes it.
-    pub(crate) fn release_handle(&mut self, id: Id) {
+    /// A hold on the connection is dropped. The last one closes it, at the end of the turn: by
+    /// then it is known whether its handler has succeeded.
+    pub(crate) fn release(&mut self, id: Id) {
         let Some(entry) = self.table.get_mut(id) else { return };
         entry.handles -= 1;
-        if entry.handles > 0 {
-            return;
+        if entry.handles == 0 {
+            self.released.push(id);
         }
-        entry.discard_input();
-        self.drop_children(id);
-        self.advance_close(id);
+    }
+
+    /// Closes the connections that nobody holds any more.
+    pub(crate) fn close_released(&mut self) {
+        while let Some(id) = self.released.pop() {
+            let Some(entry) = self.table.get_mut(id) else { continue };
+            entry.discard_input();
+            entry.served = !entry.eof;
+            for child in std::mem::take(&mut entry.children) {
+                self.graveyard.extend(self.tasks.abort(child));
+            }
+            self.advance_close(id);
+        }
     }
 
     /// Notes that the handler did not succeed.
@@ -56,6 +67,8 @@ impl Core {
         // A handler has a moment to notice a deadline, and as long as an idle connection to
         // notice a peer that went away while it does something else.
         let grace_ms = match reason {
+            // The drain itself drops the handlers that it has forced, and counts them.
+            CloseReason::Forced => u64::MAX,
             CloseReason::PeerReset => entry.deadlines.limit_ms(DeadlineKind::Idle),
             _ => self.settings.force_grace_ms,
         };
@@ -177,6 +190,15 @@ impl Core {
                 self.arm_deadline(id);
             }
             Expired::Kind(kind) => self.end(id, kind.close_reason()),
+            Expired::Look => {
+                let mark = entry.socket.as_ref().map_or(0, |socket| socket.output_mark());
+                let moved = std::mem::replace(&mut entry.output_mark, mark) != mark;
+                if entry.deadlines.looked_at_output(self.now_ms, moved) {
+                    self.end(id, CloseReason::WriteStall);
+                } else {
+                    self.arm_deadline(id);
+                }
+            }
             Expired::Linger => {
                 entry.linger = Linger::Done;
                 let grace_ms = self.now_ms + self.settings.force_grace_ms;
@@ -189,7 +211,7 @@ impl Core {
                 let again_ms = self.now_ms + self.limits.idle_ms;
                 entry.deadlines.enter_last_stage(Expired::Grace, again_ms);
                 self.arm_deadline(id);
-                self.drop_children(id);
+                self.drop_tasks(id);
                 self.advance_close(id);
             }
         }
@@ -211,10 +233,11 @@ impl Core {
     }
 
     /// Drops the tasks of a connection, outside of the borrow that this runs in.
-    fn drop_children(&mut self, id: Id) {
+    fn drop_tasks(&mut self, id: Id) {
         let Some(entry) = self.table.get_mut(id) else { return };
-        for child in std::mem::take(&mut entry.children) {
-            self.graveyard.extend(self.tasks.abort(child));
+        let tasks = entry.handler.take().into_iter().chain(std::mem::take(&mut entry.children));
+        for task in tasks {
+            self.graveyard.extend(self.tasks.abort(task));
         }
     }
 }

@@ -5,7 +5,7 @@ use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::panic::Location;
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use crate::buf::{Chunk, SendBuf};
@@ -80,9 +80,9 @@ impl fmt::Display for ConnectionId {
 }
 
 impl Connection {
-    pub(crate) fn new(core: CoreRef, id: Id) -> Connection {
-        let write = WriteHalf { link: Link { core: Rc::clone(&core), id } };
-        Connection { read: ReadHalf { link: Link { core, id }, partial: None }, write }
+    fn new(link: &Link) -> Connection {
+        let read = ReadHalf { link: link.clone(), partial: None };
+        Connection { read, write: WriteHalf { link: link.clone() } }
     }
 
     /// Receives what has come; `None` at the end of the stream.
@@ -98,8 +98,8 @@ impl Connection {
     ///
     /// # Cancel safety
     /// Safe: what was received stays with the connection for the next call.
-    pub async fn recv(&mut self) -> Result<Option<Chunk>> {
-        self.read.recv().await
+    pub fn recv(&mut self) -> impl Future<Output = Result<Option<Chunk>>> {
+        self.read.recv()
     }
 
     /// Fills `buf` entirely. See [`ReadHalf::read_exact`].
@@ -109,8 +109,8 @@ impl Connection {
     ///
     /// # Cancel safety
     /// Not safe: what was copied to `buf` is lost with it.
-    pub async fn read_exact(&mut self, buf: &mut [u8]) -> Result<()> {
-        self.read.read_exact(buf).await
+    pub fn read_exact(&mut self, buf: &mut [u8]) -> impl Future<Output = Result<()>> {
+        self.read.read_exact(buf)
     }
 
     /// Reads up to and including `delimiter`. See [`ReadHalf::read_until`].
@@ -120,8 +120,12 @@ impl Connection {
     ///
     /// # Cancel safety
     /// Not safe: what was read of an unfinished line is lost.
-    pub async fn read_until(&mut self, delimiter: u8, max: usize) -> Result<Option<Vec<u8>>> {
-        self.read.read_until(delimiter, max).await
+    pub fn read_until(
+        &mut self,
+        delimiter: u8,
+        max: usize,
+    ) -> impl Future<Output = Result<Option<Vec<u8>>>> {
+        self.read.read_until(delimiter, max)
     }
 
     /// The received bytes that have not been consumed, waiting for some if there are none.
@@ -132,8 +136,8 @@ impl Connection {
     ///
     /// # Cancel safety
     /// Safe.
-    pub async fn fill_buf(&mut self) -> Result<&[u8]> {
-        self.read.fill_buf().await
+    pub fn fill_buf(&mut self) -> impl Future<Output = Result<&[u8]>> {
+        self.read.fill_buf()
     }
 
     /// Marks bytes that [`Connection::fill_buf`] has shown as read.
@@ -151,8 +155,8 @@ impl Connection {
     ///
     /// # Cancel safety
     /// Safe in that no byte is sent twice; a buffer that was not accepted yet is dropped.
-    pub async fn send(&mut self, buf: impl Into<SendBuf>) -> Result<()> {
-        self.write.send(buf).await
+    pub fn send(&mut self, buf: impl Into<SendBuf>) -> impl Future<Output = Result<()>> {
+        self.write.send(buf)
     }
 
     /// Copies bytes to the output. See [`WriteHalf::write`].
@@ -162,8 +166,8 @@ impl Connection {
     ///
     /// # Cancel safety
     /// Not safe when `bytes` is longer than `SLIPRING_SEND_QUEUE_BYTES`: a part may be queued.
-    pub async fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.write.write(bytes).await
+    pub fn write(&mut self, bytes: &[u8]) -> impl Future<Output = Result<()>> {
+        self.write.write(bytes)
     }
 
     /// Waits until the kernel has taken all output. See [`WriteHalf::flush`].
@@ -173,8 +177,8 @@ impl Connection {
     ///
     /// # Cancel safety
     /// Safe.
-    pub async fn flush(&mut self) -> Result<()> {
-        self.write.flush().await
+    pub fn flush(&mut self) -> impl Future<Output = Result<()>> {
+        self.write.flush()
     }
 
     /// Splits it into halves that two tasks may use. It closes when both are dropped.
@@ -282,8 +286,8 @@ impl ReadHalf {
     ///
     /// # Cancel safety
     /// Safe.
-    pub async fn recv(&mut self) -> Result<Option<Chunk>> {
-        self.next_chunk(false).await
+    pub fn recv(&mut self) -> impl Future<Output = Result<Option<Chunk>>> {
+        self.next_chunk(false)
     }
 
     /// Fills `buf` entirely. An empty stream is an error like one that ends too early; where the
@@ -368,12 +372,14 @@ impl ReadHalf {
         }
     }
 
-    async fn next_chunk(&mut self, mid_message: bool) -> Result<Option<Chunk>> {
-        if let Some(chunk) = self.partial.take() {
-            return Ok(Some(chunk));
-        }
-        let Link { core, id } = &self.link;
-        poll_fn(|cx| core.borrow_mut().poll_receive(*id, mid_message, cx)).await
+    fn next_chunk(&mut self, mid_message: bool) -> impl Future<Output = Result<Option<Chunk>>> {
+        poll_fn(move |cx| match self.partial.take() {
+            Some(chunk) => Poll::Ready(Ok(Some(chunk))),
+            None => {
+                let Link { core, id } = &self.link;
+                core.borrow_mut().poll_receive(*id, mid_message, cx)
+            }
+        })
     }
 
     fn put_back(&mut self, chunk: Chunk) {
@@ -394,10 +400,10 @@ impl WriteHalf {
     ///
     /// # Cancel safety
     /// Safe in that no byte is sent twice; a buffer that was not accepted yet is dropped.
-    pub async fn send(&mut self, buf: impl Into<SendBuf>) -> Result<()> {
+    pub fn send(&mut self, buf: impl Into<SendBuf>) -> impl Future<Output = Result<()>> {
         let mut buf = Some(buf.into());
         let Link { core, id } = &self.link;
-        poll_fn(|cx| core.borrow_mut().poll_send(*id, &mut buf, cx)).await
+        poll_fn(move |cx| core.borrow_mut().poll_send(*id, &mut buf, cx))
     }
 
     /// Copies bytes to the output: many small writes of a turn leave as one send.
@@ -407,13 +413,15 @@ impl WriteHalf {
     ///
     /// # Cancel safety
     /// Not safe when `bytes` is longer than `SLIPRING_SEND_QUEUE_BYTES`: a part may be queued.
-    pub async fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
+    pub fn write(&mut self, mut bytes: &[u8]) -> impl Future<Output = Result<()>> {
         let Link { core, id } = &self.link;
-        while !bytes.is_empty() {
-            let count = poll_fn(|cx| core.borrow_mut().poll_write(*id, bytes, cx)).await?;
-            bytes = &bytes[count..];
-        }
-        Ok(())
+        poll_fn(move |cx| {
+            while !bytes.is_empty() {
+                let count = ready!(core.borrow_mut().poll_write(*id, bytes, cx))?;
+                bytes = &bytes[count..];
+            }
+            Poll::Ready(Ok(()))
+        })
     }
 
     /// Waits until the kernel has taken all output. It may still be on its way to the peer.
@@ -423,16 +431,23 @@ impl WriteHalf {
     ///
     /// # Cancel safety
     /// Safe.
-    pub async fn flush(&mut self) -> Result<()> {
+    pub fn flush(&mut self) -> impl Future<Output = Result<()>> {
         let Link { core, id } = &self.link;
-        poll_fn(|cx| core.borrow_mut().poll_flush(*id, cx)).await
+        poll_fn(|cx| core.borrow_mut().poll_flush(*id, cx))
     }
 }
 
-/// A counted hold on a connection's table entry.
-struct Link {
+/// A counted hold on a connection's table entry; the last one to go closes the connection.
+pub(crate) struct Link {
     core: CoreRef,
     id: Id,
+}
+
+impl Link {
+    /// Takes over the one hold that a new entry counts.
+    pub(crate) fn first(core: CoreRef, id: Id) -> Link {
+        Link { core, id }
+    }
 }
 
 impl Clone for Link {
@@ -447,7 +462,7 @@ impl Clone for Link {
 impl Drop for Link {
     fn drop(&mut self) {
         let core: &mut Core = &mut self.core.borrow_mut();
-        core.release_handle(self.id);
+        core.release(self.id);
     }
 }
 
@@ -465,13 +480,14 @@ where
     F: Future<Output = Result<()>> + 'static,
 {
     let handle = Rc::new(handle);
-    Rc::new(move |conn| {
+    Rc::new(move |link| {
         let handle = Rc::clone(&handle);
         Box::pin(async move {
-            // Held until the outcome is known: the last hold to go closes the books.
-            let link = conn.link().clone();
+            let (core, id, conn) = (Rc::clone(&link.core), link.id, Connection::new(&link));
+            // From here on it is the handler that holds the connection, and may drop it early.
+            drop(link);
             if handle(conn).await.is_err() {
-                link.core.borrow_mut().fail(link.id, CloseReason::HandlerError);
+                core.borrow_mut().fail(id, CloseReason::HandlerError);
             }
         })
     })

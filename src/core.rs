@@ -16,6 +16,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::buf::Chunk;
 use crate::config::Settings;
 use crate::control::Control;
 use crate::deadline::Limits;
@@ -69,11 +70,16 @@ pub(crate) struct Core {
     pub(crate) counters: Arc<Counters>,
     /// Connections with output to be sent at the end of the turn.
     pub(crate) dirty: Vec<Id>,
+    /// Connections whose last hold was dropped in this turn.
+    pub(crate) released: Vec<Id>,
     /// Connections that wait for receive buffers, first come first served.
     pub(crate) parked: VecDeque<Id>,
     /// Emptied output queues, for the next who sends.
     #[expect(clippy::vec_box, reason = "a gather in flight must not move, so it lives in a box")]
     pub(crate) spare: Vec<Box<Gather>>,
+    /// Emptied input queues, for the next that receives.
+    #[expect(clippy::vec_box, reason = "they move between here and the entries")]
+    pub(crate) spare_inputs: Vec<Box<VecDeque<Chunk>>>,
     /// Futures to be dropped when nobody has the core borrowed.
     pub(crate) graveyard: Vec<Body>,
     /// The most connections this core may have.
@@ -127,8 +133,10 @@ impl Core {
                 drain_waiters: Table::new(),
                 counters,
                 dirty: Vec::new(),
+                released: Vec::new(),
                 parked: VecDeque::new(),
                 spare: Vec::new(),
+                spare_inputs: Vec::new(),
                 graveyard: Vec::new(),
                 connections_max,
                 myself: Weak::clone(myself),
@@ -145,6 +153,7 @@ impl Core {
 
     /// Sends what the last turn has queued, then waits for news and hears it.
     fn exchange(&mut self) -> Result<()> {
+        self.close_released();
         self.flush_outputs();
         self.rearm_parked();
         let mut wait = self.wait();
@@ -330,6 +339,7 @@ impl CoreCell {
             if core.table.is_empty() || core.driver.now_ns() >= give_up_ns {
                 break;
             }
+            core.close_released();
             core.flush_outputs();
             let _ = core.driver.enter(Wait::AtMostNs(NS_PER_MS));
             let mut completions = Vec::new();

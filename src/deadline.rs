@@ -29,6 +29,9 @@ pub(crate) enum Expired {
     Grace,
     /// Unread input has been read and thrown away for long enough.
     Linger,
+    /// It is time to look whether the peer takes the output: one send can be long, and the kernel
+    /// answers only at its end.
+    Look,
 }
 
 /// How long each may take; the defaults are shared by all connections of a core.
@@ -47,8 +50,10 @@ pub(crate) struct Deadlines {
     accepted_ms: u64,
     /// The last byte in either direction, or the accept.
     progress_ms: u64,
-    /// The last time that output made progress, while some is queued.
+    /// The last time that output is known to have made progress, while some is queued.
     output_ms: Option<u64>,
+    /// The last look at how far the peer has got with it.
+    looked_ms: u64,
     first_byte_seen: bool,
     last_stage: Option<(Expired, u64)>,
 }
@@ -60,6 +65,7 @@ impl Deadlines {
             accepted_ms: now_ms,
             progress_ms: now_ms,
             output_ms: None,
+            looked_ms: 0,
             first_byte_seen: false,
             last_stage: None,
         }
@@ -99,6 +105,18 @@ impl Deadlines {
         self.output_ms = more.then_some(now_ms);
     }
 
+    /// How far the peer has got was looked at: further than last time, or not. True when it has
+    /// taken nothing for so long that the connection is to be ended.
+    pub(crate) fn looked_at_output(&mut self, now_ms: u64, moved: bool) -> bool {
+        self.looked_ms = now_ms;
+        if moved {
+            self.progress_ms = now_ms;
+            self.output_ms = self.output_ms.map(|_| now_ms);
+        }
+        let since_ms = self.output_ms.unwrap_or(now_ms);
+        now_ms - since_ms >= self.limits.write_stall_ms
+    }
+
     /// From now on only this deadline counts.
     pub(crate) fn enter_last_stage(&mut self, stage: Expired, until_ms: u64) {
         self.last_stage = Some((stage, until_ms));
@@ -114,24 +132,29 @@ impl Deadlines {
             return (until_ms, stage);
         }
         let limits = &self.limits;
-        let mut next =
-            (self.accepted_ms.saturating_add(limits.lifetime_ms), DeadlineKind::Lifetime);
-        let mut consider = |since_ms: u64, limit_ms: u64, kind| {
+        let end_ms = self.accepted_ms.saturating_add(limits.lifetime_ms);
+        let mut next = (end_ms, Expired::Kind(DeadlineKind::Lifetime));
+        let mut consider = |since_ms: u64, limit_ms: u64, expired| {
             let at_ms = since_ms.saturating_add(limit_ms);
             if at_ms < next.0 {
-                next = (at_ms, kind);
+                next = (at_ms, expired);
             }
         };
-        consider(self.progress_ms, limits.idle_ms, DeadlineKind::Idle);
+        consider(self.progress_ms, limits.idle_ms, Expired::Kind(DeadlineKind::Idle));
         if !self.first_byte_seen {
-            consider(self.accepted_ms, limits.first_byte_ms, DeadlineKind::FirstByte);
+            let first_byte = Expired::Kind(DeadlineKind::FirstByte);
+            consider(self.accepted_ms, limits.first_byte_ms, first_byte);
         }
         if let Some(since_ms) = self.output_ms {
-            consider(since_ms, limits.write_stall_ms, DeadlineKind::WriteStall);
+            let step_ms = (limits.write_stall_ms / LOOKS).max(1);
+            consider(since_ms.max(self.looked_ms), step_ms, Expired::Look);
         }
-        (next.0, Expired::Kind(next.1))
+        next
     }
 }
+
+/// How often a write stall's time is divided by looks; it ends at most two of them late.
+const LOOKS: u64 = 8;
 
 #[cfg(test)]
 mod tests {
@@ -153,13 +176,40 @@ mod tests {
         let mut deadlines = Deadlines::new(0, LIMITS);
         deadlines.received(1);
         deadlines.output_began(10);
-        deadlines.output_began(20);
-        deadlines.received(35);
-        assert_eq!(deadlines.next(), (40, Expired::Kind(DeadlineKind::WriteStall)));
-        deadlines.output_moved(39, true);
-        assert_eq!(deadlines.next(), (69, Expired::Kind(DeadlineKind::WriteStall)));
+        deadlines.output_began(12);
+        let look = |deadlines: &mut Deadlines, moved| {
+            let (at_ms, expired) = deadlines.next();
+            assert_eq!(expired, Expired::Look);
+            (at_ms, deadlines.looked_at_output(at_ms, moved))
+        };
+        assert_eq!(look(&mut deadlines, false), (13, false));
+        assert_eq!(look(&mut deadlines, true), (16, false));
+        // What is received has nothing to do with it.
+        deadlines.received(20);
+        let mut end_ms = 0;
+        for _ in 0..20 {
+            let (at_ms, stalled) = look(&mut deadlines, false);
+            assert!(at_ms > end_ms);
+            end_ms = at_ms;
+            if stalled {
+                break;
+            }
+        }
+        assert_eq!(end_ms, 46, "30 ms after the last progress");
         deadlines.output_moved(50, false);
         assert_eq!(deadlines.next(), (125, Expired::Kind(DeadlineKind::Idle)));
+    }
+
+    #[test]
+    fn output_that_a_slow_peer_takes_keeps_the_connection_from_being_idle() {
+        let mut deadlines = Deadlines::new(0, LIMITS);
+        deadlines.received(0);
+        deadlines.output_began(0);
+        for _ in 0..100 {
+            let (at_ms, expired) = deadlines.next();
+            assert_eq!(expired, Expired::Look);
+            assert!(!deadlines.looked_at_output(at_ms, true));
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io;
+use std::thread;
 
 use crate::error::{Error, Result};
 use crate::json::{self, JsonObject};
@@ -40,7 +41,9 @@ pub fn examine() -> Examination {
 /// library relies on. It is not run where the kernel refuses rings.
 pub(crate) fn examine_with(preflight: fn() -> Result<()>) -> Examination {
     let facts = Facts::read();
-    let answers = Answers::ask();
+    // On a thread of its own, as closing a ring interrupts the system calls of its maker.
+    let answers = thread::scope(|scope| scope.spawn(Answers::ask).join());
+    let answers = answers.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     let preflight = answers.ring.is_ok().then(preflight);
     Examination::new(facts, answers, preflight)
 }

@@ -31,7 +31,7 @@ pub(crate) enum Op {
     Receive { socket: Name, patient: bool },
     /// Send all of it; at most one for each slot at a time.
     Send { socket: Name, gather: Box<Gather> },
-    /// Report once when the connection is broken, while no receive would notice.
+    /// Report once when the connection is broken or at its end, while no receive would notice.
     Hangup { socket: Name },
     /// End another operation early; that one still completes by itself.
     Cancel { target: Token },
@@ -54,8 +54,8 @@ pub(crate) enum Outcome {
     Received(Result<Option<Lease>, Errno>),
     /// How much was taken, and the bytes again.
     Sent(Result<usize, Errno>, Box<Gather>),
-    /// The connection is broken, or the poll was cancelled.
-    Hangup(Result<(), Errno>),
+    /// What has happened to the connection (`POLLERR`, `POLLHUP`, `POLLRDHUP`: poll(2)).
+    Hangup(Result<i32, Errno>),
     /// Somebody rang the core's bell, or the poll on it ended.
     Doorbell,
     Cancelled,
@@ -158,6 +158,16 @@ impl Socket {
             Socket::Os(fd) => sock::unread_bytes(fd.as_fd()),
             #[cfg(test)]
             Socket::Sim(socket) => socket.unread_bytes(),
+        }
+    }
+
+    /// A number that changes when the peer takes output.
+    pub(crate) fn output_mark(&self) -> u64 {
+        match self {
+            Socket::Os(fd) => sock::acknowledged_bytes(fd.as_fd())
+                .unwrap_or_else(|| sock::unsent_bytes(fd.as_fd()) as u64),
+            #[cfg(test)]
+            Socket::Sim(socket) => socket.output_mark(),
         }
     }
 

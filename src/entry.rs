@@ -29,12 +29,15 @@ pub(crate) struct Entry {
     pub(crate) unread_seen: bool,
     pub(crate) linger: Linger,
 
-    pub(crate) input: VecDeque<Chunk>,
+    /// Received and not yet taken; nothing while that is nothing, as it is most of the time.
+    pub(crate) input: Option<Box<VecDeque<Chunk>>>,
     pub(crate) input_bytes: usize,
     /// What is queued behind the send in flight.
     pub(crate) output: Option<Box<Gather>>,
     /// How much the send in flight carries; 0 when none is.
     pub(crate) sending_bytes: usize,
+    /// How far the peer had got with it when that was last looked at.
+    pub(crate) output_mark: u64,
     /// On the list of those to be flushed at the end of the turn.
     pub(crate) dirty: bool,
 
@@ -47,9 +50,12 @@ pub(crate) struct Entry {
     pub(crate) ended: Option<CloseReason>,
     /// Why its handler ended it, if not by success.
     pub(crate) failed: Option<CloseReason>,
+    /// Its handler had finished before the peer did.
+    pub(crate) served: bool,
     /// The drain has told its handler that no more input comes.
     pub(crate) drained: bool,
-    /// How many [`Connection`](crate::Connection)s and halves there are; the last one closes.
+    /// How many holds there are on it, such as a [`Connection`](crate::Connection)'s halves; the
+    /// last one closes.
     pub(crate) handles: u32,
 
     pub(crate) deadlines: Deadlines,
@@ -57,12 +63,10 @@ pub(crate) struct Entry {
     pub(crate) timer: Option<TimerKey>,
     pub(crate) timer_ms: u64,
 
-    /// The tasks that end with it: its handler and what that has spawned.
+    pub(crate) handler: Option<Id>,
+    /// What the handler has spawned to end with the connection.
     pub(crate) children: Vec<Id>,
 }
-
-/// A new connection is held by its two halves.
-const HANDLES: u32 = 2;
 
 /// Where the receive of a connection stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,21 +109,24 @@ impl Entry {
             fin_sent: false,
             unread_seen: false,
             linger: Linger::NotYet,
-            input: VecDeque::new(),
+            input: None,
             input_bytes: 0,
             output: None,
             sending_bytes: 0,
+            output_mark: u64::MAX,
             dirty: false,
             reader: Wake::Nobody,
             writer: Wake::Nobody,
             watcher: Wake::Nobody,
             ended: None,
             failed: None,
+            served: false,
             drained: false,
-            handles: HANDLES,
+            handles: 1,
             deadlines: Deadlines::new(now_ms, limits),
             timer: None,
             timer_ms: 0,
+            handler: None,
             children: Vec::new(),
         }
     }
@@ -138,10 +145,10 @@ impl Entry {
     pub(crate) fn reason(&self) -> CloseReason {
         let finished = if self.drained {
             CloseReason::Drained
-        } else if self.eof {
-            CloseReason::Finished
-        } else {
+        } else if self.served {
             CloseReason::Served
+        } else {
+            CloseReason::Finished
         };
         self.ended.or(self.failed).unwrap_or(finished)
     }

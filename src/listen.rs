@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::rc::Rc;
 
-use crate::conn::Connection;
+use crate::conn::Link;
 use crate::core::{Core, Timer};
 use crate::driver::{Errno, Op, Socket};
 use crate::entry::Entry;
@@ -15,7 +15,7 @@ use crate::token::{Kind, Token};
 use crate::wheel::Precision;
 
 /// Makes the task of a connection out of it.
-pub(crate) type Handler = Rc<dyn Fn(Connection) -> LocalFuture>;
+pub(crate) type Handler = Rc<dyn Fn(Link) -> LocalFuture>;
 
 /// One core's share of one address.
 pub(crate) struct Listener {
@@ -162,10 +162,10 @@ impl Core {
 
         let listener = &self.listeners[index as usize];
         let (handler, place) = (Rc::clone(&listener.handler), listener.place);
-        let future = handler(Connection::new(myself, id));
+        let future = handler(Link::first(myself, id));
         let task = self.tasks.insert(Scope::Handler(id), place, future);
         if let Some(entry) = self.table.get_mut(id) {
-            entry.children.push(task);
+            entry.handler = Some(task);
         }
         self.arm_receive(id, false);
     }

@@ -26,10 +26,14 @@ impl Core {
         let Some(entry) = self.table.get_mut(id) else {
             return Poll::Ready(Err(CloseReason::PeerReset.to_error("recv", None)));
         };
-        if let Some(chunk) = entry.input.pop_front() {
-            entry.input_bytes -= chunk.len();
+        if let Some(input) = &mut entry.input {
+            let chunk = input.pop_front();
+            if input.is_empty() {
+                self.spare_inputs.extend(entry.input.take());
+            }
+            entry.input_bytes -= chunk.as_ref().map_or(0, |chunk| chunk.len());
             self.resume_receive(id);
-            return Poll::Ready(Ok(Some(chunk)));
+            return Poll::Ready(Ok(chunk));
         }
         if let Some(reason) = entry.ended {
             return Poll::Ready(Err(reason.to_error("recv", Some(&entry.deadlines))));
@@ -120,7 +124,9 @@ impl Core {
         }
         entry.deadlines.received(self.now_ms);
         entry.input_bytes += lease.len();
-        entry.input.push_back(Chunk::new(lease));
+        let spare = &mut self.spare_inputs;
+        let input = entry.input.get_or_insert_with(|| spare.pop().unwrap_or_default());
+        input.push_back(Chunk::new(lease));
         self.tasks.wake(&mut entry.reader);
     }
 
@@ -165,15 +171,17 @@ impl Core {
         }
     }
 
-    pub(crate) fn on_hangup(&mut self, id: Id, result: Result<(), Errno>) {
+    pub(crate) fn on_hangup(&mut self, id: Id, result: Result<i32, Errno>) {
         let Some(entry) = self.table.get_mut(id) else {
             self.counters.stale.add(1);
             return;
         };
         entry.in_flight -= 1;
         entry.hangup = Hangup::Off;
-        // A receive that is armed says what has happened, after the data that came before it.
-        if result.is_ok() && entry.receive == Receive::Off && !entry.is_closing() {
+        // The end of the stream comes after data that is still unread, so it waits for the receive
+        // to be armed again, as does everything while one is.
+        let broken = result.is_ok_and(|events| events & i32::from(libc::POLLERR) != 0);
+        if broken && entry.receive == Receive::Off && !entry.is_closing() {
             self.end(id, CloseReason::PeerReset);
         }
         self.advance_close(id);
@@ -204,8 +212,7 @@ impl Core {
 impl Entry {
     /// Forgets what was received and nobody will read.
     pub(crate) fn discard_input(&mut self) {
-        self.unread_seen |= !self.input.is_empty();
-        self.input = std::collections::VecDeque::new();
+        self.unread_seen |= self.input.take().is_some();
         self.input_bytes = 0;
     }
 }

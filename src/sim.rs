@@ -181,10 +181,9 @@ impl World {
                 }
             }
         }
-        let World { streams, rng, .. } = self;
-        for peer in streams.values_mut() {
-            if rng.percent(60) {
-                peer.act(rng);
+        for peer in self.streams.values_mut() {
+            if self.rng.percent(60) {
+                peer.act(&mut self.rng);
             }
         }
         for _ in 0..self.running.len() {
@@ -210,9 +209,9 @@ impl World {
                 self.work_send(token, socket, gather, sent, cancelled || early_end);
             }
             Running { token, op: Op::Hangup { socket }, cancelled, .. } => {
-                let broken = self.streams.get(&socket.0).is_some_and(Peer::is_broken);
-                if broken {
-                    self.complete(token, true, Outcome::Hangup(Ok(())));
+                let events = self.streams.get(&socket.0).map_or(0, Peer::poll_events);
+                if events != 0 {
+                    self.complete(token, true, Outcome::Hangup(Ok(events)));
                 } else if cancelled {
                     self.complete(token, true, Outcome::Hangup(Err(Errno(libc::ECANCELED))));
                 } else {
@@ -478,6 +477,10 @@ impl SimSocket {
         if let Some(peer) = self.world.borrow_mut().streams.get_mut(&self.fd) {
             peer.fate = Fate::Reset;
         }
+    }
+
+    pub(crate) fn output_mark(&self) -> u64 {
+        self.world.borrow().streams.get(&self.fd).map_or(0, |peer| peer.received.len() as u64)
     }
 
     pub(crate) fn unread_bytes(&self) -> usize {

@@ -114,9 +114,15 @@ impl Peer {
         self.reset
     }
 
-    /// Whether a poll without events would report it.
-    pub(crate) fn is_broken(&self) -> bool {
-        self.reset || (self.write_shut && (self.fin || self.read_shut))
+    /// What a poll that asks for no event reports all the same.
+    pub(crate) fn poll_events(&self) -> i32 {
+        let at_end = self.fin || self.read_shut;
+        let events = [
+            (self.reset, libc::POLLERR | libc::POLLHUP | libc::POLLRDHUP),
+            (at_end && self.write_shut, libc::POLLHUP),
+            (at_end, libc::POLLRDHUP),
+        ];
+        events.into_iter().filter(|(is, _)| *is).fold(0, |all, (_, bits)| all | i32::from(bits))
     }
 
     pub(crate) fn sent(&self) -> usize {

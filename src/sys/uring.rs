@@ -127,7 +127,7 @@ impl Uring {
             }
             Op::Send { socket, gather } => self.send_entry(token, socket, gather),
             Op::Hangup { socket: Name(fd) } => {
-                // No event is asked for: errors and hang-ups are always reported (poll(2)).
+                // No event is asked for: errors and hang-ups of either side are always reported.
                 opcode::PollAdd::new(Fd(fd), 0).build()
             }
             Op::Cancel { target } => opcode::AsyncCancel::new(target.bits()).build(),
@@ -138,10 +138,12 @@ impl Uring {
     pub(crate) fn enter(&mut self, wait: Wait) -> io::Result<()> {
         self.bufs.publish();
         self.move_backlog();
-        let (queued, deferred) = {
+        let (queued, overflown, deferred) = {
             let queue = self.ring.uring.submission();
-            (queue.len(), queue.taskrun() || queue.cq_overflow())
+            (queue.len(), queue.cq_overflow(), queue.taskrun())
         };
+        self.counters.overflows += u64::from(overflown);
+        let deferred = deferred || overflown;
         if wait == Wait::No && queued == 0 && !deferred {
             return Ok(());
         }
@@ -159,9 +161,6 @@ impl Uring {
 
     pub(crate) fn reap(&mut self, into: &mut Vec<Completion>, budget: usize) -> bool {
         let mut queue = self.ring.uring.completion();
-        if queue.overflow() > 0 {
-            self.counters.overflows = u64::from(queue.overflow());
-        }
         let mut rearm_doorbell = false;
         for entry in queue.by_ref().take(budget) {
             self.counters.completions += 1;
@@ -413,7 +412,7 @@ fn outcome(
             }
             Outcome::Sent(result, sending.take()?.gather)
         }
-        Kind::Hangup => Outcome::Hangup(result.map(|_| ())),
+        Kind::Hangup => Outcome::Hangup(result.map(|events| events as i32)),
         Kind::Doorbell => Outcome::Doorbell,
         Kind::Cancel => Outcome::Cancelled,
     })
