@@ -100,6 +100,7 @@ impl Core {
             && let Some(socket) = &entry.socket
         {
             entry.fin_sent = true;
+            entry.unacknowledged = socket.unsent_bytes() > 0;
             socket.shut(Shut::Write);
         }
         if entry.receive == Receive::Parked {
@@ -112,7 +113,9 @@ impl Core {
             return;
         }
         if let Some(socket) = &entry.socket {
-            let unread = || entry.unread_seen || socket.unread_bytes() > 0;
+            // Input that comes to a closed socket resets it, and destroys what the peer has not
+            // taken yet; so the close waits while there is the one or the other.
+            let unread = || entry.unread_seen || entry.unacknowledged || socket.unread_bytes() > 0;
             if graceful
                 && !entry.eof
                 && entry.linger == Linger::NotYet
@@ -191,13 +194,17 @@ impl Core {
             }
             Expired::Kind(kind) => self.end(id, kind.close_reason()),
             Expired::Look => {
-                let mark = entry.socket.as_ref().map_or(0, |socket| socket.output_mark());
-                let moved = std::mem::replace(&mut entry.output_mark, mark) != mark;
+                let moved = entry.takes_output();
                 if entry.deadlines.looked_at_output(self.now_ms, moved) {
                     self.end(id, CloseReason::WriteStall);
                 } else {
                     self.arm_deadline(id);
                 }
+            }
+            Expired::Linger if entry.takes_output() => {
+                let until_ms = self.now_ms + self.settings.linger_ms;
+                entry.deadlines.enter_last_stage(Expired::Linger, until_ms);
+                self.arm_deadline(id);
             }
             Expired::Linger => {
                 entry.linger = Linger::Done;

@@ -26,9 +26,10 @@ use crate::token::Token;
 pub(crate) enum Op {
     /// Accept until cancelled.
     Accept { listener: Name },
-    /// Receive into the pool's buffers until cancelled, the end or an error. `patient`: wait for
-    /// data before a buffer is looked for, so that an empty pool is no reason to fail.
-    Receive { socket: Name, patient: bool },
+    /// Receive into the pool's buffers, until cancelled, the end or an error, or just once.
+    /// `patient`: wait for data before a buffer is looked for, so that an empty pool is no reason
+    /// to fail.
+    Receive { socket: Name, patient: bool, once: bool },
     /// Send all of it; at most one for each slot at a time.
     Send { socket: Name, gather: Box<Gather> },
     /// Report once when the connection is broken or at its end, while no receive would notice.
@@ -125,6 +126,20 @@ impl Socket {
         }
     }
 
+    /// Whether a receive on its connections has to be armed anew for each answer.
+    ///
+    /// Linux 6.18 loses the end of a Unix stream that came with the last data: a multishot receive
+    /// takes the data, hears that no more is queued, and waits for a wake-up that was before.
+    pub(crate) fn receives_once(&self) -> bool {
+        match self {
+            Socket::Os(fd) => {
+                socket2::SockRef::from(fd).domain().is_ok_and(|is| is == socket2::Domain::UNIX)
+            }
+            #[cfg(test)]
+            Socket::Sim(_) => false,
+        }
+    }
+
     /// `shutdown(2)`, by system call: the ring's operation of that name goes to a worker thread.
     /// A peer that is gone already is no error worth hearing of.
     pub(crate) fn shut(&self, shut: Shut) {
@@ -158,6 +173,15 @@ impl Socket {
             Socket::Os(fd) => sock::unread_bytes(fd.as_fd()),
             #[cfg(test)]
             Socket::Sim(socket) => socket.unread_bytes(),
+        }
+    }
+
+    /// How much output the peer has not acknowledged, or not read on a Unix socket.
+    pub(crate) fn unsent_bytes(&self) -> usize {
+        match self {
+            Socket::Os(fd) => sock::unsent_bytes(fd.as_fd()),
+            #[cfg(test)]
+            Socket::Sim(_) => 0,
         }
     }
 

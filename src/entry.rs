@@ -19,17 +19,22 @@ pub(crate) struct Entry {
     /// Operations that have not had their last completion.
     pub(crate) in_flight: u8,
     pub(crate) receive: Receive,
+    /// Its receive ends with every answer.
+    pub(crate) receives_once: bool,
     /// The poll for a broken connection, while the receive is paused.
     pub(crate) hangup: Hangup,
     /// The peer has ended its side.
     pub(crate) eof: bool,
     /// We have ended ours.
     pub(crate) fin_sent: bool,
+    /// Output was on its way when we ended our side.
+    pub(crate) unacknowledged: bool,
     /// Input that came after the handler had finished.
     pub(crate) unread_seen: bool,
     pub(crate) linger: Linger,
 
     /// Received and not yet taken; nothing while that is nothing, as it is most of the time.
+    #[expect(clippy::box_collection, reason = "four words less in every idle connection")]
     pub(crate) input: Option<Box<VecDeque<Chunk>>>,
     pub(crate) input_bytes: usize,
     /// What is queued behind the send in flight.
@@ -104,9 +109,11 @@ impl Entry {
             socket: Some(socket),
             in_flight: 0,
             receive: Receive::Off,
+            receives_once: false,
             hangup: Hangup::Off,
             eof: false,
             fin_sent: false,
+            unacknowledged: false,
             unread_seen: false,
             linger: Linger::NotYet,
             input: None,
@@ -134,6 +141,12 @@ impl Entry {
     /// No handle is left: what remains is to close it well.
     pub(crate) fn is_closing(&self) -> bool {
         self.handles == 0
+    }
+
+    /// Whether the peer has taken output since this was last asked.
+    pub(crate) fn takes_output(&mut self) -> bool {
+        let mark = self.socket.as_ref().map_or(0, Socket::output_mark);
+        std::mem::replace(&mut self.output_mark, mark) != mark
     }
 
     /// Bytes that a handler has sent and the kernel has not taken.

@@ -23,6 +23,8 @@ pub(crate) struct Listener {
     socket: Option<Socket>,
     handler: Handler,
     place: Place,
+    /// What the accepted connections take over from the socket.
+    receives_once: bool,
     accept: Accept,
     back_off_ms: u64,
 }
@@ -41,8 +43,14 @@ enum Accept {
 
 impl Listener {
     pub(crate) fn new(socket: Socket, handler: Handler, place: Place) -> Listener {
-        let back_off_ms = BACK_OFF_MS_MIN;
-        Listener { socket: Some(socket), handler, place, accept: Accept::Off, back_off_ms }
+        Listener {
+            receives_once: socket.receives_once(),
+            socket: Some(socket),
+            handler,
+            place,
+            accept: Accept::Off,
+            back_off_ms: BACK_OFF_MS_MIN,
+        }
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -166,6 +174,7 @@ impl Core {
         let task = self.tasks.insert(Scope::Handler(id), place, future);
         if let Some(entry) = self.table.get_mut(id) {
             entry.handler = Some(task);
+            entry.receives_once = listener.receives_once;
         }
         self.arm_receive(id, false);
     }

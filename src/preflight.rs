@@ -40,7 +40,7 @@ fn try_out() -> Result<()> {
     let write = |byte: u8| {
         (&theirs).write_all(&[byte; 8]).map_err(|error| Error::os("write to a socket pair", error))
     };
-    let receive = |patient| Op::Receive { socket: ours.name(), patient };
+    let receive = |patient| Op::Receive { socket: ours.name(), patient, once: false };
 
     let mut leases = Vec::new();
     trial.driver.push(RECEIVE, receive(false));

@@ -56,7 +56,7 @@ impl Core {
         debug_assert!(matches!(entry.receive, Receive::Off | Receive::Parked));
         entry.receive = Receive::Armed;
         entry.in_flight += 1;
-        let op = Op::Receive { socket: socket.name(), patient };
+        let op = Op::Receive { socket: socket.name(), patient, once: entry.receives_once };
         self.driver.push(receive_token(id), op);
     }
 

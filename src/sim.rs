@@ -202,7 +202,7 @@ impl World {
             Running { token, op: Op::Accept { .. }, cancelled, .. } => {
                 self.work_accept(token, running.op, cancelled, early_end);
             }
-            Running { token, op: Op::Receive { socket, patient }, cancelled, .. } => {
+            Running { token, op: Op::Receive { socket, patient, .. }, cancelled, .. } => {
                 self.work_receive(token, socket, patient, cancelled, early_end);
             }
             Running { token, op: Op::Send { socket, gather }, sent, cancelled } => {
@@ -264,7 +264,7 @@ impl World {
         if cancelled {
             return self.complete(token, true, Outcome::Received(Err(Errno(libc::ECANCELED))));
         }
-        let op = Op::Receive { socket, patient };
+        let op = Op::Receive { socket, patient, once: false };
         if peer.is_reset() {
             self.complete(token, true, Outcome::Received(Err(Errno(libc::ECONNRESET))));
         } else if peer.unread() > 0 || (!patient && self.buffers.is_empty()) {
@@ -277,7 +277,7 @@ impl World {
             let lease = self.pool.lease(buffer, bytes.len() as u32).expect("the kernel's buffer");
             self.complete(token, end, Outcome::Received(Ok(Some(lease))));
             if !end {
-                self.again(token, Op::Receive { socket, patient: true }, 0, false);
+                self.again(token, Op::Receive { socket, patient: true, once: false }, 0, false);
             }
         } else if peer.is_at_end() {
             self.complete(token, true, Outcome::Received(Ok(None)));

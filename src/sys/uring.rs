@@ -117,8 +117,9 @@ impl Uring {
                 let flags = libc::SOCK_CLOEXEC;
                 opcode::AcceptMulti::new(Fd(fd)).flags(flags).build()
             }
-            Op::Receive { socket: Name(fd), patient } => {
-                let ioprio = RECV_MULTISHOT | if patient { RECVSEND_POLL_FIRST } else { 0 };
+            Op::Receive { socket: Name(fd), patient, once } => {
+                let multishot = if once { 0 } else { RECV_MULTISHOT };
+                let ioprio = multishot | if patient { RECVSEND_POLL_FIRST } else { 0 };
                 opcode::Recv::new(Fd(fd), std::ptr::null_mut(), 0)
                     .buf_group(GROUP)
                     .ioprio(ioprio)

@@ -1,10 +1,12 @@
 //! What the integration tests share: servers on a port of their own, and waiting with a deadline.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub mod peer;
+
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use slipring::{Config, Connection, ListenAddr, Running, Server};
+use slipring::{Config, Connection, CoreStats, ListenAddr, Running, Server};
 
 /// A configuration for tests: two cores at most, unpinned, and no more descriptors than needed.
 pub fn config() -> Config {
@@ -69,4 +71,22 @@ pub fn length() -> u64 {
 /// The open descriptors of this process.
 pub fn open_fds() -> usize {
     std::fs::read_dir("/proc/self/fd").expect("read /proc/self/fd").count()
+}
+
+/// Ends a server whose clients are done: waits until its last connection is gone, drains, and
+/// checks that the books have every one of `connects`, nothing twice and nothing leaked.
+pub fn settle(running: Running, connects: u64) -> CoreStats {
+    let handle = running.handle();
+    wait_until("every connection has ended", || {
+        let total = handle.stats().total();
+        total.accepted >= connects && total.live == 0
+    });
+    handle.begin_drain(limit(5_000));
+    let report = running.join().expect("every core ends well");
+    let total = report.total();
+    assert!(report.is_balanced(), "{report}");
+    assert_eq!(total.accepted, connects, "{report}");
+    assert_eq!(total.closed.total(), connects, "{report}");
+    assert_eq!((total.leaked_operations, total.tasks_forced, total.tasks), (0, 0, 0), "{report}");
+    total
 }
