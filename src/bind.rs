@@ -85,6 +85,8 @@ pub(crate) struct Bound {
     pub(crate) addr: ListenAddr,
     pub(crate) sockets: Vec<OwnedFd>,
     backlog: i32,
+    /// Keeps another server from starting on the address until this one listens.
+    start: Option<OwnedFd>,
 }
 
 /// Binds an address for `cores` cores.
@@ -139,7 +141,9 @@ fn bind_tcp(
     hook: Option<&Hook>,
 ) -> io::Result<Bound> {
     let domain = Domain::for_address(addr);
+    let mut start = None;
     if addr.port() != 0 {
+        start = Some(lock_start(addr)?);
         let guard = Socket::new(domain, Type::STREAM, None)?;
         guard.set_reuse_address(true)?;
         guard.bind(&addr.into())?;
@@ -161,7 +165,15 @@ fn bind_tcp(
         }
         sockets.push(OwnedFd::from(socket));
     }
-    Ok(Bound { addr: ListenAddr::Tcp(addr), sockets, backlog: settings.backlog as i32 })
+    Ok(Bound { addr: ListenAddr::Tcp(addr), sockets, backlog: settings.backlog as i32, start })
+}
+
+/// Of two instances that start at once, neither listens when the other looks. An abstract Unix
+/// name is as unique as a port in a network namespace, and goes with the process.
+fn lock_start(addr: SocketAddr) -> io::Result<OwnedFd> {
+    let name = Socket::new(Domain::UNIX, Type::DGRAM, None)?;
+    name.bind(&SockAddr::unix(format!("\0slipring-start-{addr}"))?)?;
+    Ok(OwnedFd::from(name))
 }
 
 /// Options that every accepted connection inherits, so that none of them needs a system call.
@@ -203,7 +215,7 @@ fn bind_unix(
         sockets.push(first.try_clone()?);
     }
     sockets.push(first);
-    Ok(Bound { addr: addr.clone(), sockets, backlog: settings.backlog as i32 })
+    Ok(Bound { addr: addr.clone(), sockets, backlog: settings.backlog as i32, start: None })
 }
 
 /// Removes a socket that a process has left behind; one that somebody listens on stays.
@@ -222,12 +234,13 @@ fn remove_stale(path: &PathBuf) -> io::Result<()> {
 
 impl Bound {
     /// Lets connections in.
-    pub(crate) fn listen(&self) -> Result<()> {
+    pub(crate) fn listen(&mut self) -> Result<()> {
         for socket in &self.sockets {
             SockRef::from(socket)
                 .listen(self.backlog)
                 .map_err(|error| Error::os(format!("listen on {}", self.addr), error))?;
         }
+        self.start = None;
         Ok(())
     }
 }

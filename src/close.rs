@@ -63,7 +63,11 @@ impl Core {
         }
         self.tasks.wake(&mut entry.reader);
         self.tasks.wake(&mut entry.writer);
-        self.tasks.wake(&mut entry.watcher);
+        for watcher in std::mem::take(&mut entry.watchers) {
+            if let Some(mut wake) = self.drain_waiters.remove(watcher) {
+                self.tasks.wake(&mut wake);
+            }
+        }
         // A handler has a moment to notice a deadline, and as long as an idle connection to
         // notice a peer that went away while it does something else.
         let grace_ms = match reason {
@@ -236,7 +240,6 @@ impl Core {
         }
         let Some(entry) = self.table.get_mut(id) else { return };
         self.tasks.wake(&mut entry.reader);
-        self.tasks.wake(&mut entry.watcher);
     }
 
     /// Drops the tasks of a connection, outside of the borrow that this runs in.

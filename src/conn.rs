@@ -16,7 +16,7 @@ use crate::executor::Scope;
 use crate::listen::Handler;
 use crate::report::CloseReason;
 use crate::table::Id;
-use crate::task::{JoinHandle, spawn_in};
+use crate::task::{self, JoinHandle, spawn_in};
 
 /// An accepted connection, owned by its handler.
 ///
@@ -27,8 +27,8 @@ use crate::task::{JoinHandle, spawn_in};
 ///
 /// Whatever the handler does, the connection has deadlines: for its first byte, for being idle, for
 /// output that the peer does not take, and for its lifetime. When one passes, the connection is
-/// shut, pending calls return an error of kind [`ErrorKind::TimedOut`], and `SLIPRING_FORCE_GRACE_MS`
-/// later the handler's future is dropped.
+/// shut, pending calls return an error of kind [`ErrorKind::TimedOut`], and the handler's future is
+/// dropped `SLIPRING_FORCE_GRACE_MS` later.
 ///
 /// # Examples
 ///
@@ -221,20 +221,9 @@ impl Connection {
     ///
     /// # Cancel safety
     /// Safe.
-    pub async fn closing(&self) {
+    pub fn closing(&self) -> impl Future<Output = ()> {
         let Link { core, id } = self.link();
-        poll_fn(|cx| {
-            let core = &mut *core.borrow_mut();
-            let draining = core.drain.is_draining();
-            match core.table.get_mut(*id) {
-                Some(entry) if !draining && entry.ended.is_none() => {
-                    core.tasks.register(&mut entry.watcher, cx.waker());
-                    Poll::Pending
-                }
-                _ => Poll::Ready(()),
-            }
-        })
-        .await;
+        task::until_closing(Rc::clone(core), Some(*id))
     }
 
     /// Runs a future next to the handler; it is dropped when the connection ends.

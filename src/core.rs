@@ -180,7 +180,9 @@ impl Core {
 
     /// How long there is nothing to do.
     fn wait(&self) -> Wait {
-        if self.more_completions || self.tasks.has_ready() || !self.graveyard.is_empty() {
+        let busy = self.more_completions || self.tasks.has_ready() || !self.graveyard.is_empty();
+        // The last task or connection may just have gone, which is what the drain waits for.
+        if busy || self.drain.due(self.now_ns, self.left()).is_some() {
             return Wait::No;
         }
         let expiry_ns = self.wheel.next_expiry_ms().map(|ms| ms.saturating_mul(NS_PER_MS));
@@ -255,9 +257,7 @@ impl Core {
             return;
         }
         loop {
-            let listeners = self.listeners.iter().filter(|l| l.is_open()).count();
-            let left = Left { listeners, connections: self.table.len(), tasks: self.tasks.len() };
-            match self.drain.advance(self.now_ns, left) {
+            match self.drain.advance(self.now_ns, self.left()) {
                 Some(Phase::StopAccept) => self.stop_accept(),
                 Some(Phase::DrainConnections) => self.drain_connections(),
                 Some(Phase::Force) => self.force_connections(),
@@ -265,6 +265,11 @@ impl Core {
                 None => return,
             }
         }
+    }
+
+    fn left(&self) -> Left {
+        let listeners = self.listeners.iter().filter(|listener| listener.is_open()).count();
+        Left { listeners, connections: self.table.len(), tasks: self.tasks.len() }
     }
 
     fn drain_connections(&mut self) {
@@ -330,6 +335,9 @@ impl CoreCell {
     pub(crate) fn shut_down(self: &Rc<CoreCell>) {
         let leftover = self.borrow_mut().take_all_tasks();
         drop_guarded(leftover);
+        // Handlers are anyone's code, and may own connections of the core.
+        let handlers = self.borrow_mut().take_handlers();
+        let _ = catch_unwind(AssertUnwindSafe(move || drop(handlers)));
         self.borrow_mut().force_connections();
         let give_up_ns = self.borrow_mut().driver.now_ns() + SHUT_DOWN_LIMIT_NS;
         loop {
@@ -354,6 +362,11 @@ impl CoreCell {
             core.counters.leaked_operations.add(leaked as u64);
             for id in core.table.ids().collect::<Vec<_>>() {
                 core.remove_forced(id, leaked > 0);
+            }
+            let listeners = std::mem::take(&mut core.listeners);
+            if leaked > 0 {
+                // The kernel may still use their descriptors.
+                std::mem::forget(listeners);
             }
             core.publish_counters();
             core.post.mailbox.close()

@@ -85,21 +85,27 @@ impl Drain {
 
     /// Enters the next phase if it is time, and says which. Call it until it says `None`.
     pub(crate) fn advance(&mut self, now_ns: u64, left: Left) -> Option<Phase> {
-        let forced = now_ns >= self.force_ns();
-        let quiet = left.connections == 0 && left.tasks == 0;
-        let next = match self.phase {
-            Phase::Running | Phase::Down => return None,
-            Phase::LameDuck if forced || now_ns >= self.lameduck_end_ns() => Phase::StopAccept,
-            // The listeners are closed first even when time is up: it takes no waiting, and what
-            // is in their queues would be reset otherwise.
-            Phase::StopAccept if left.listeners == 0 => Phase::DrainConnections,
-            Phase::DrainConnections if quiet => Phase::Down,
-            Phase::DrainConnections if forced => Phase::Force,
-            Phase::Force if quiet || now_ns >= self.deadline_ns => Phase::Down,
-            _ => return None,
-        };
+        let next = self.due(now_ns, left)?;
         self.enter(next, now_ns);
         Some(next)
+    }
+
+    /// The phase that it is time to enter.
+    pub(crate) fn due(&self, now_ns: u64, left: Left) -> Option<Phase> {
+        let forced = now_ns >= self.force_ns();
+        let quiet = left.connections == 0 && left.tasks == 0;
+        match self.phase {
+            Phase::LameDuck if forced || now_ns >= self.lameduck_end_ns() => {
+                Some(Phase::StopAccept)
+            }
+            // The listeners are closed first even when time is up: it takes no waiting, and what
+            // is in their queues would be reset otherwise.
+            Phase::StopAccept if left.listeners == 0 => Some(Phase::DrainConnections),
+            Phase::DrainConnections if quiet => Some(Phase::Down),
+            Phase::DrainConnections if forced => Some(Phase::Force),
+            Phase::Force if quiet || now_ns >= self.deadline_ns => Some(Phase::Down),
+            _ => None,
+        }
     }
 
     /// When to look again though nothing has happened.

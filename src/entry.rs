@@ -48,8 +48,8 @@ pub(crate) struct Entry {
 
     pub(crate) reader: Wake,
     pub(crate) writer: Wake,
-    /// Who waits for the drain or the connection's end.
-    pub(crate) watcher: Wake,
+    /// Those of the core's drain waiters that wait for the connection's end as well.
+    pub(crate) watchers: Vec<Id>,
 
     /// Why it was ended, if not by its handler.
     pub(crate) ended: Option<CloseReason>,
@@ -124,7 +124,7 @@ impl Entry {
             dirty: false,
             reader: Wake::Nobody,
             writer: Wake::Nobody,
-            watcher: Wake::Nobody,
+            watchers: Vec::new(),
             ended: None,
             failed: None,
             served: false,

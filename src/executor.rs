@@ -58,6 +58,8 @@ pub(crate) struct Tasks {
     post: Post,
     /// Wakers to be used when nobody has the core borrowed: they may run anyone's code.
     foreign: Vec<Waker>,
+    /// Wakers to be dropped then.
+    displaced: Vec<Waker>,
 }
 
 #[derive(Debug)]
@@ -97,6 +99,7 @@ impl Tasks {
             running: None,
             post,
             foreign: Vec::new(),
+            displaced: Vec::new(),
         }
     }
 
@@ -143,13 +146,21 @@ impl Tasks {
             _ => Wake::Foreign(waker.clone()),
         };
         if let Wake::Foreign(old) = std::mem::replace(wake, new) {
-            // Dropping a waker may run anyone's code, so not here; waking it too does no harm.
-            self.foreign.push(old);
+            // Dropping a waker may run anyone's code, so not here.
+            self.displaced.push(old);
         }
     }
 
-    pub(crate) fn take_foreign(&mut self) -> Vec<Waker> {
-        std::mem::take(&mut self.foreign)
+    /// Drops who waits, when nobody has the core borrowed.
+    pub(crate) fn discard(&mut self, wake: Option<Wake>) {
+        if let Some(Wake::Foreign(waker)) = wake {
+            self.displaced.push(waker);
+        }
+    }
+
+    /// The wakers to be used, and those to be dropped.
+    pub(crate) fn take_wakers(&mut self) -> (Vec<Waker>, Vec<Waker>) {
+        (std::mem::take(&mut self.foreign), std::mem::take(&mut self.displaced))
     }
 
     /// Takes in what wakers of this thread have left since.
@@ -164,8 +175,8 @@ impl Tasks {
         });
     }
 
-    pub(crate) fn has_foreign(&self) -> bool {
-        !self.foreign.is_empty()
+    pub(crate) fn has_wakers(&self) -> bool {
+        !self.foreign.is_empty() || !self.displaced.is_empty()
     }
 
     pub(crate) fn has_ready(&self) -> bool {
@@ -242,7 +253,8 @@ impl std::task::Wake for Remote {
     }
 
     fn wake_by_ref(self: &Arc<Remote>) {
-        let here = LOCAL.with(|local| {
+        // A thread that is ending may have lost its own list before it uses its last wakers.
+        let here = LOCAL.try_with(|local| {
             let here = local.core.get() == Some(self.post.serial());
             if here {
                 let mut woken = local.woken.borrow_mut();
@@ -252,7 +264,7 @@ impl std::task::Wake for Remote {
             }
             here
         });
-        if !here && !self.posted.swap(true, Ordering::AcqRel) {
+        if here != Ok(true) && !self.posted.swap(true, Ordering::AcqRel) {
             // A core that is gone has no tasks to wake.
             let _ = self.post.post(Message::Wake(self.id));
         }
@@ -260,7 +272,8 @@ impl std::task::Wake for Remote {
 }
 
 thread_local! {
-    static LOCAL: Local = const { Local { core: Cell::new(None), woken: RefCell::new(Vec::new()) } };
+    static LOCAL: Local =
+        const { Local { core: Cell::new(None), woken: RefCell::new(Vec::new()) } };
 }
 
 /// What wakers find when they are used on a core's own thread.
@@ -322,14 +335,15 @@ impl CoreCell {
     /// Drops the futures and wakes the wakers that wait for the core to be free.
     pub(crate) fn bury(self: &Rc<CoreCell>) {
         loop {
-            let (dead, wakers) = {
+            let (dead, (wakers, displaced)) = {
                 let mut core = self.borrow_mut();
-                if core.graveyard.is_empty() && !core.tasks.has_foreign() {
+                if core.graveyard.is_empty() && !core.tasks.has_wakers() {
                     return;
                 }
-                (std::mem::take(&mut core.graveyard), core.tasks.take_foreign())
+                (std::mem::take(&mut core.graveyard), core.tasks.take_wakers())
             };
             drop_guarded(dead);
+            let _ = catch_unwind(AssertUnwindSafe(move || drop(displaced)));
             for waker in wakers {
                 let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
             }

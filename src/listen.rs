@@ -21,7 +21,8 @@ pub(crate) type Handler = Rc<dyn Fn(Link) -> LocalFuture>;
 pub(crate) struct Listener {
     /// Open until its queue is empty and nothing is in flight on it.
     socket: Option<Socket>,
-    handler: Handler,
+    /// There until the core is down.
+    handler: Option<Handler>,
     place: Place,
     /// What the accepted connections take over from the socket.
     receives_once: bool,
@@ -46,7 +47,7 @@ impl Listener {
         Listener {
             receives_once: socket.receives_once(),
             socket: Some(socket),
-            handler,
+            handler: Some(handler),
             place,
             accept: Accept::Off,
             back_off_ms: BACK_OFF_MS_MIN,
@@ -157,6 +158,8 @@ impl Core {
     /// anything else can happen to it.
     fn adopt(&mut self, index: u32, socket: Socket) {
         let Some(myself) = self.myself.upgrade() else { return };
+        let listener = &self.listeners[index as usize];
+        let Some(handler) = listener.handler.clone() else { return };
         let mut limits = self.limits;
         if self.drain.is_draining() {
             limits.first_byte_ms = limits.first_byte_ms.min(self.settings.new_grace_ms);
@@ -169,7 +172,7 @@ impl Core {
         self.counters.live_max.set(most);
 
         let listener = &self.listeners[index as usize];
-        let (handler, place) = (Rc::clone(&listener.handler), listener.place);
+        let place = listener.place;
         let future = handler(Link::first(myself, id));
         let task = self.tasks.insert(Scope::Handler(id), place, future);
         if let Some(entry) = self.table.get_mut(id) {
@@ -191,6 +194,11 @@ impl Core {
                 }
             }
         }
+    }
+
+    /// Takes the handlers out, to be dropped when nobody has the core borrowed.
+    pub(crate) fn take_handlers(&mut self) -> Vec<Handler> {
+        self.listeners.iter_mut().filter_map(|listener| listener.handler.take()).collect()
     }
 
     fn empty_and_close(&mut self, index: u32) {

@@ -36,7 +36,8 @@ impl Drop for Entered {
 
 /// The core of this thread.
 pub(crate) fn current(operation: &'static str) -> Result<CoreRef> {
-    CURRENT.with(|current| current.borrow().clone()).ok_or_else(|| {
+    let core = CURRENT.try_with(|current| current.borrow().clone());
+    core.ok().flatten().ok_or_else(|| {
         Error::new(ErrorKind::Misuse, operation)
             .because("this thread is no core of a slipring server; call it from a handler or task")
     })

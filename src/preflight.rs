@@ -18,10 +18,10 @@ use crate::sys::uring::{RingSetup, Uring};
 use crate::sys::wake::EventFd;
 use crate::token::{Kind, Token};
 
-/// Steps: 1. a multishot receive delivers two writes, each into a buffer of its own; 2. it ends with
-/// ENOBUFS when the buffers are out; 3. armed again, it goes on with a returned buffer; 4. a send
-/// reports its bytes; 5. a cancelled receive says so; 6. the end of the stream ends a receive; 7. the
-/// bell is heard.
+/// Steps: 1. a multishot receive delivers two writes, each into a buffer of its own; 2. it ends
+/// with ENOBUFS when the buffers are out; 3. armed again, it goes on with a returned buffer; 4. a
+/// send reports its bytes; 5. a cancelled receive says so; 6. the end of the stream ends a receive;
+/// 7. the bell is heard.
 ///
 /// It runs on a thread of its own: what the kernel does to close a ring it does on the thread that
 /// made it, where it would interrupt the caller's system calls.

@@ -18,7 +18,8 @@ pub(crate) struct RingAsked {
 
 /// The error for an `io_uring_setup(2)` that failed with `errno` on a machine like `facts`.
 ///
-/// `Unsupported` means that this machine gives no rings, `Resource` that it has run out of something.
+/// `Unsupported` means that this machine gives no rings, `Resource` that it has run out of
+/// something.
 pub(crate) fn explain_setup_failure(errno: i32, ring: RingAsked, facts: &Facts) -> Error {
     let error = Error::os("set up an io_uring", io::Error::from_raw_os_error(errno));
     match errno {

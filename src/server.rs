@@ -206,7 +206,7 @@ impl Server {
         crew.all_ready()?;
         let signals = self.signals.then(|| Signals::install(&control, drain_within)).transpose()?;
 
-        for bound in &bound {
+        for bound in &mut bound {
             bound.listen()?;
         }
         let addrs = bound.iter().map(|bound| bound.addr.clone()).collect();

@@ -71,7 +71,7 @@ pub async fn yield_now() {
 /// Dropping it changes nothing.
 pub async fn draining() -> Result<()> {
     let core = local::current("task::draining")?;
-    drain_begins(core).await;
+    until_closing(core, None).await;
     Ok(())
 }
 
@@ -207,41 +207,53 @@ pub(crate) fn abort_task(core: &CoreRef, id: Id) {
     drop_guarded(body.into_iter().collect());
 }
 
-/// Resolves when the core begins to drain.
-pub(crate) fn drain_begins(core: CoreRef) -> impl Future<Output = ()> {
-    DrainBegins { core, waiter: None }
+/// Resolves when the core begins to drain, or the connection has ended, if one is given.
+pub(crate) fn until_closing(core: CoreRef, connection: Option<Id>) -> UntilClosing {
+    UntilClosing { core, connection, waiter: None }
 }
 
-struct DrainBegins {
+pub(crate) struct UntilClosing {
     core: CoreRef,
+    connection: Option<Id>,
     waiter: Option<Id>,
 }
 
-impl Future for DrainBegins {
+impl Future for UntilClosing {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
-        let core = &mut *this.core.borrow_mut();
-        if core.drain.is_draining() {
+        let Core { drain, drain_waiters, table, tasks, .. } = &mut *this.core.borrow_mut();
+        let entry = this.connection.map(|id| table.get_mut(id).filter(|e| e.ended.is_none()));
+        if drain.is_draining() || matches!(entry, Some(None)) {
             return Poll::Ready(());
         }
-        let known = this.waiter.filter(|id| core.drain_waiters.contains(*id));
-        let id = known.unwrap_or_else(|| core.drain_waiters.insert(Wake::Nobody));
-        this.waiter = Some(id);
-        let Core { drain_waiters, tasks, .. } = core;
-        if let Some(wake) = drain_waiters.get_mut(id) {
-            tasks.register(wake, cx.waker());
+        let waiter = *this.waiter.get_or_insert_with(|| {
+            let waiter = drain_waiters.insert(Wake::Nobody);
+            if let Some(Some(entry)) = entry {
+                entry.watchers.push(waiter);
+            }
+            waiter
+        });
+        match drain_waiters.get_mut(waiter) {
+            Some(wake) => {
+                tasks.register(wake, cx.waker());
+                Poll::Pending
+            }
+            // Its wake-up was used up, so what it waited for has come.
+            None => Poll::Ready(()),
         }
-        Poll::Pending
     }
 }
 
-impl Drop for DrainBegins {
+impl Drop for UntilClosing {
     fn drop(&mut self) {
-        if let Some(id) = self.waiter {
-            let wake = self.core.borrow_mut().drain_waiters.remove(id);
-            drop(wake);
+        let Some(waiter) = self.waiter else { return };
+        let core = &mut *self.core.borrow_mut();
+        let wake = core.drain_waiters.remove(waiter);
+        core.tasks.discard(wake);
+        if let Some(entry) = self.connection.and_then(|id| core.table.get_mut(id)) {
+            entry.watchers.retain(|watcher| *watcher != waiter);
         }
     }
 }

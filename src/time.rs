@@ -147,8 +147,7 @@ impl Drop for Sleep {
             && let Ok(cell) = local::current("drop a sleep")
             && cell.serial() == serial
         {
-            let sleeper = cell.borrow_mut().remove_sleeper(id);
-            drop(sleeper);
+            cell.borrow_mut().remove_sleeper(id);
         }
     }
 }
@@ -193,9 +192,10 @@ impl Core {
         id
     }
 
-    fn remove_sleeper(&mut self, id: Id) -> Option<Sleeper> {
-        let sleeper = self.sleepers.remove(id)?;
-        self.wheel.cancel(sleeper.timer);
-        Some(sleeper)
+    fn remove_sleeper(&mut self, id: Id) {
+        if let Some(Sleeper { wake, timer }) = self.sleepers.remove(id) {
+            self.wheel.cancel(timer);
+            self.tasks.discard(Some(wake));
+        }
     }
 }
