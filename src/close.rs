@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::core::{Core, Timer};
 use crate::deadline::{DeadlineKind, Deadlines, Expired};
-use crate::driver::Shut;
+use crate::driver::{Shut, Socket};
 use crate::entry::{Linger, Receive};
 use crate::error::{Error, ErrorKind};
 use crate::report::CloseReason;
@@ -143,11 +143,39 @@ impl Core {
     fn linger(&mut self, id: Id) {
         let Some(entry) = self.table.get_mut(id) else { return };
         entry.linger = Linger::Now;
+        entry.linger_until_ms = self.now_ms + self.settings.linger_ms;
         entry.receive = Receive::Off;
-        let until_ms = self.now_ms + self.settings.linger_ms;
+        self.arm_linger(id);
+        self.arm_receive(id, false);
+    }
+
+    /// Reminds us to look again, soon if an acknowledgement is all that is missing.
+    fn arm_linger(&mut self, id: Id) {
+        let Some(entry) = self.table.get_mut(id) else { return };
+        let soon_ms = if entry.unread_seen { u64::MAX } else { self.now_ms + LINGER_STEP_MS };
+        let until_ms = entry.linger_until_ms.min(soon_ms);
         entry.deadlines.enter_last_stage(Expired::Linger, until_ms);
         self.arm_deadline(id);
-        self.arm_receive(id, false);
+    }
+
+    /// Lingers as long as there is something to wait for, and time for it: while the peer takes
+    /// output, there is.
+    fn go_on_lingering(&mut self, id: Id) {
+        let Some(entry) = self.table.get_mut(id) else { return };
+        let unsent = entry.socket.as_ref().map_or(0, Socket::unsent_bytes);
+        if unsent > 0 && entry.takes_output() {
+            let until_ms = self.now_ms + self.settings.linger_ms;
+            entry.linger_until_ms = until_ms.min(entry.deadlines.lifetime_end_ms());
+        }
+        if (entry.unread_seen || unsent > 0) && self.now_ms < entry.linger_until_ms {
+            self.arm_linger(id);
+            return;
+        }
+        entry.linger = Linger::Done;
+        let until_ms = self.now_ms + self.settings.force_grace_ms;
+        entry.deadlines.enter_last_stage(Expired::Grace, until_ms);
+        self.arm_deadline(id);
+        self.advance_close(id);
     }
 
     fn remove(&mut self, id: Id) {
@@ -205,18 +233,7 @@ impl Core {
                     self.arm_deadline(id);
                 }
             }
-            Expired::Linger if entry.takes_output() => {
-                let until_ms = self.now_ms + self.settings.linger_ms;
-                entry.deadlines.enter_last_stage(Expired::Linger, until_ms);
-                self.arm_deadline(id);
-            }
-            Expired::Linger => {
-                entry.linger = Linger::Done;
-                let grace_ms = self.now_ms + self.settings.force_grace_ms;
-                entry.deadlines.enter_last_stage(Expired::Grace, grace_ms);
-                self.arm_deadline(id);
-                self.advance_close(id);
-            }
+            Expired::Linger => self.go_on_lingering(id),
             Expired::Grace => {
                 // A handle may have been moved out of the handler; then it is looked at again.
                 let again_ms = self.now_ms + self.limits.idle_ms;
@@ -292,3 +309,6 @@ impl CloseReason {
         }
     }
 }
+
+/// A little more than the 40 ms by which an acknowledgement may be delayed.
+const LINGER_STEP_MS: u64 = 50;

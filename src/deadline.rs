@@ -126,14 +126,18 @@ impl Deadlines {
         self.first_byte_seen
     }
 
+    /// When the connection reaches its greatest age.
+    pub(crate) fn lifetime_end_ms(&self) -> u64 {
+        self.accepted_ms.saturating_add(self.limits.lifetime_ms)
+    }
+
     /// The earliest deadline and what it means. There always is one.
     pub(crate) fn next(&self) -> (u64, Expired) {
         if let Some((stage, until_ms)) = self.last_stage {
             return (until_ms, stage);
         }
         let limits = &self.limits;
-        let end_ms = self.accepted_ms.saturating_add(limits.lifetime_ms);
-        let mut next = (end_ms, Expired::Kind(DeadlineKind::Lifetime));
+        let mut next = (self.lifetime_end_ms(), Expired::Kind(DeadlineKind::Lifetime));
         let mut consider = |since_ms: u64, limit_ms: u64, expired| {
             let at_ms = since_ms.saturating_add(limit_ms);
             if at_ms < next.0 {

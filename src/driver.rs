@@ -128,8 +128,9 @@ impl Socket {
 
     /// Whether a receive on its connections has to be armed anew for each answer.
     ///
-    /// Linux 6.18 loses the end of a Unix stream that came with the last data: a multishot receive
-    /// takes the data, hears that no more is queued, and waits for a wake-up that was before.
+    /// Linux 6.17 and later lose the end of a Unix stream that came with the last data: a multishot
+    /// receive takes the data, hears that no more is queued, and waits for a wake-up that was
+    /// before. See <https://github.com/axboe/liburing/issues/1549>.
     pub(crate) fn receives_once(&self) -> bool {
         match self {
             Socket::Os(fd) => {

@@ -32,6 +32,7 @@ pub(crate) struct Entry {
     /// Input that came after the handler had finished.
     pub(crate) unread_seen: bool,
     pub(crate) linger: Linger,
+    pub(crate) linger_until_ms: u64,
 
     /// Received and not yet taken; nothing while that is nothing, as it is most of the time.
     #[expect(clippy::box_collection, reason = "four words less in every idle connection")]
@@ -116,6 +117,7 @@ impl Entry {
             unacknowledged: false,
             unread_seen: false,
             linger: Linger::NotYet,
+            linger_until_ms: 0,
             input: None,
             input_bytes: 0,
             output: None,

@@ -315,7 +315,8 @@ impl Running {
     }
 }
 
-/// Watches and ends a server from any thread.
+/// Watches and ends a server from any thread. Each core's eventfd stays open for as long as one
+/// is kept.
 #[derive(Clone, Debug)]
 pub struct Handle {
     control: Arc<Control>,
