@@ -30,7 +30,7 @@ set -euo pipefail
 export LC_ALL=C
 
 # Integration tests of the short form: the file names in tests/, without `.rs`.
-SHORT_TESTS=(echo drain)
+SHORT_TESTS=(data_calls data_resets)
 # The first kernel on which the library has to start.
 FLOOR=6.1
 # Loaded in the guest where they aren't built in, with what they depend on. IPv6, unix sockets and

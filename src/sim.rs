@@ -90,9 +90,8 @@ struct Running {
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, buffers: u16, buffer_bytes: u32, peers: usize) -> WorldRef {
+    pub(crate) fn new(seed: u64, buffers: u16, buffer_bytes: u32, coming: Vec<Peer>) -> WorldRef {
         let mut rng = Rng::new(seed);
-        let coming = (0..peers).map(|_| Peer::new(&mut rng)).collect();
         Rc::new(RefCell::new(World {
             fault_percent: rng.below(12),
             rng,

@@ -40,6 +40,8 @@ pub(crate) struct Peer {
     /// What it sends in its life, and how much of that it has sent.
     pub(crate) plan: Vec<u8>,
     sent: usize,
+    /// The most that it sends at once.
+    piece_bytes_max: u64,
     /// What the server's kernel holds for the server.
     incoming: VecDeque<u8>,
     /// What has come from the server.
@@ -62,11 +64,17 @@ impl Peer {
             _ => Manner::Good,
         };
         let len = if rng.percent(20) { rng.below(20_000) } else { rng.below(600) };
+        Peer::with(rng, manner, len, 2_000)
+    }
+
+    /// A peer that sends `len` bytes, at most `piece_bytes_max` at once.
+    pub(crate) fn with(rng: &mut Rng, manner: Manner, len: u64, piece_bytes_max: u64) -> Peer {
         Peer {
             manner,
             fate: Fate::Open,
             plan: (0..len).map(|_| rng.next() as u8).collect(),
             sent: 0,
+            piece_bytes_max,
             incoming: VecDeque::new(),
             received: Vec::new(),
             unread_by_peer: 0,
@@ -92,7 +100,8 @@ impl Peer {
             _ => self.plan.len() - self.sent,
         };
         if left > 0 {
-            let most = if rng.percent(30) { 1 } else { 1 + rng.below(2_000) as usize };
+            let most =
+                if rng.percent(30) { 1 } else { 1 + rng.below(self.piece_bytes_max) as usize };
             let room = RECEIVE_WINDOW.saturating_sub(self.incoming.len());
             let count = left.min(most).min(room);
             self.incoming.extend(&self.plan[self.sent..self.sent + count]);

@@ -42,28 +42,39 @@ enum House {
 }
 
 impl Rig {
+    /// A core with a few peers of all manners.
     fn new(seed: u64, house: House) -> Rig {
         let mut rng = Rng::new(seed ^ 0x5EED);
         let buffers = 1 << (2 + rng.below(4));
         let buffer_bytes = 64 << rng.below(4);
-        let peers = 1 + rng.below(12) as usize;
+        let peers = (0..1 + rng.below(12)).map(|_| Peer::new(&mut rng)).collect();
         let world = World::new(seed, buffers, buffer_bytes, peers);
-        let settings = settings(&mut rng);
-        let post = PostBox::new(CoreBell::Silent);
-        let counters = Arc::default();
-        let seat = Seat { cpu: 0, post: Arc::clone(&post), counters: Arc::clone(&counters) };
-        let control = Arc::new(Control::new(Instant::now(), vec![seat]));
-        let driver = Driver::Sim(SimDriver::new(&world));
         let most = 1 + rng.below(10) as usize;
-        let core = Core::start(driver, settings, most, Arc::clone(&control), counters, post);
-        let listener = Socket::Sim(World::listen(&world));
+        Rig::cores(vec![world], rng, house, most).remove(0)
+    }
+
+    /// Cores of one server, each with a world of its own.
+    fn cores(worlds: Vec<WorldRef>, mut rng: Rng, house: House, most: usize) -> Vec<Rig> {
+        let settings = settings(&mut rng);
+        let seats: Vec<Seat> = (0..worlds.len() as u16)
+            .map(|cpu| Seat { cpu, post: PostBox::new(CoreBell::Silent), counters: Arc::default() })
+            .collect();
+        let control = Arc::new(Control::new(Instant::now(), seats));
         let rng = Rc::new(RefCell::new(rng));
-        let handler = conn::handler(move |conn| {
-            let manner = if house == House::Mixed { rng.borrow_mut().below(12) } else { 0 };
-            serve(conn, manner)
-        });
-        core.borrow_mut().listeners.push(Listener::new(listener, handler, Location::caller()));
-        Rig { world, core, control }
+        let start = |(world, seat): (WorldRef, &Seat)| {
+            let driver = Driver::Sim(SimDriver::new(&world));
+            let (counters, post) = (Arc::clone(&seat.counters), Arc::clone(&seat.post));
+            let core = Core::start(driver, settings, most, Arc::clone(&control), counters, post);
+            let rng = Rc::clone(&rng);
+            let handler = conn::handler(move |conn| {
+                let manner = if house == House::Mixed { rng.borrow_mut().below(12) } else { 0 };
+                serve(conn, manner)
+            });
+            let listener = Listener::new(Socket::Sim(World::listen(&world)), handler, place());
+            core.borrow_mut().listeners.push(listener);
+            Rig { world, core, control: Arc::clone(&control) }
+        };
+        worlds.into_iter().zip(control.seats()).map(start).collect()
     }
 
     /// One turn, and then every invariant.
@@ -145,6 +156,10 @@ impl Rig {
         let (_, leased, _) = core.driver.pool().census();
         assert_eq!(leased, 0, "leases at the end");
     }
+}
+
+fn place() -> &'static Location<'static> {
+    Location::caller()
 }
 
 fn settings(rng: &mut Rng) -> Settings {
@@ -295,4 +310,54 @@ fn a_seed_replays_exactly() {
         assert_eq!(trace(seed), trace(seed), "seed {seed}");
     }
     assert_ne!(trace(1), trace(2));
+}
+
+/// Two cores whose turns alternate, each with its half of the peers; all get their bytes back.
+fn serve_on_two_cores(seed: u64, mut peer: impl FnMut(&mut Rng) -> Peer, peers: usize) {
+    let mut rng = Rng::new(seed);
+    let worlds = (0..2).map(|core| {
+        let coming = (0..peers / 2).map(|_| peer(&mut rng)).collect();
+        World::new(seed + core, 64, 1024, coming)
+    });
+    let rigs = Rig::cores(worlds.collect(), Rng::new(seed), House::Echo, peers);
+    for rig in &rigs {
+        rig.run(0);
+    }
+    while rigs.iter().any(|rig| !rig.world.borrow().is_quiet()) {
+        for rig in &rigs {
+            rig.turn();
+        }
+    }
+    let mut ended = 0;
+    for rig in &rigs {
+        rig.drain(1_000);
+        for peer in rig.world.borrow().past() {
+            assert_prefix(peer);
+            assert!(peer.manner != Manner::Good || peer.is_answered());
+            ended += 1;
+        }
+    }
+    assert_eq!(ended, peers);
+}
+
+#[test]
+fn five_megabytes_each_way_through_200_connections_on_2_simulated_cores() {
+    for_seeds("5 MB", 1, |seed| {
+        serve_on_two_cores(seed, |rng| Peer::with(rng, Manner::Good, 25_000, 4_000), 200);
+    });
+}
+
+#[test]
+fn one_byte_writes_are_answered_over_the_simulator() {
+    for_seeds("bytes", 4, |seed| {
+        serve_on_two_cores(seed, |rng| Peer::with(rng, Manner::Good, 300, 1), 20);
+    });
+}
+
+#[test]
+fn ten_thousand_connects_that_reset_leave_nothing_in_the_simulator() {
+    for_seeds("resets", 1, |seed| {
+        let peers = if cfg!(miri) { 20 } else { 10_000 };
+        serve_on_two_cores(seed, |rng| Peer::with(rng, Manner::Resets, 8, 8), peers);
+    });
 }
