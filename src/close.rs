@@ -30,7 +30,7 @@ impl Core {
             let Some(entry) = self.table.get_mut(id) else { continue };
             entry.discard_input();
             entry.served = !entry.eof;
-            for child in std::mem::take(&mut entry.children) {
+            for child in entry.take_children() {
                 self.graveyard.extend(self.tasks.abort(child));
             }
             self.advance_close(id);
@@ -63,7 +63,8 @@ impl Core {
         }
         self.tasks.wake(&mut entry.reader);
         self.tasks.wake(&mut entry.writer);
-        for watcher in std::mem::take(&mut entry.watchers) {
+        let watchers = entry.company.as_mut().map(|company| std::mem::take(&mut company.watchers));
+        for watcher in watchers.into_iter().flatten() {
             if let Some(mut wake) = self.drain_waiters.remove(watcher) {
                 self.tasks.wake(&mut wake);
             }
@@ -262,7 +263,7 @@ impl Core {
     /// Drops the tasks of a connection, outside of the borrow that this runs in.
     fn drop_tasks(&mut self, id: Id) {
         let Some(entry) = self.table.get_mut(id) else { return };
-        let tasks = entry.handler.take().into_iter().chain(std::mem::take(&mut entry.children));
+        let tasks = entry.handler.take().into_iter().chain(entry.take_children());
         for task in tasks {
             self.graveyard.extend(self.tasks.abort(task));
         }

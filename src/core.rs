@@ -25,7 +25,7 @@ use crate::driver::{Completion, Driver, Outcome, Wait};
 use crate::entry::Entry;
 use crate::error::{Error, Result};
 use crate::executor::{Body, Scope, Tasks, Wake, drop_guarded};
-use crate::listen::Listener;
+use crate::listen::{Listener, NO_CONNECTION};
 use crate::post::{Message, Post};
 use crate::report::{CloseReason, PhaseTimes};
 use crate::stats::{CoreStats, Counters};
@@ -33,7 +33,6 @@ use crate::sys::gather::Gather;
 use crate::table::{Id, Table};
 use crate::task::spawn_task;
 use crate::time::Sleeper;
-use crate::token::Kind;
 use crate::wheel::{TimerKey, Wheel};
 
 /// A core as its tasks share it.
@@ -145,7 +144,7 @@ impl Core {
                 completions: Vec::new(),
                 more_completions: false,
                 mail: Vec::new(),
-                fired: Vec::new(),
+                fired: Vec::with_capacity(settings.expiry_budget as usize),
                 enter_failures: 0,
             }),
         })
@@ -176,6 +175,11 @@ impl Core {
         }
         self.completions = completions;
         Ok(())
+    }
+
+    /// Now, as what a deadline counts from: rounded up, so that none of them is early.
+    pub(crate) fn stamp_ms(&self) -> u64 {
+        self.now_ns.div_ceil(NS_PER_MS)
     }
 
     /// How long there is nothing to do.
@@ -224,8 +228,11 @@ impl Core {
             Outcome::Received(result) => self.on_received(id, last, result),
             Outcome::Sent(result, gather) => self.on_sent(id, result, gather),
             Outcome::Hangup(result) => self.on_hangup(id, result),
-            Outcome::Cancelled if token.kind() == Some(Kind::Cancel) => self.on_cancelled(id),
-            Outcome::Cancelled | Outcome::Doorbell => {}
+            Outcome::Cancelled(result) if id.index == NO_CONNECTION => {
+                self.on_accept_cancelled(id.generation, result);
+            }
+            Outcome::Cancelled(result) => self.on_cancelled(id, result),
+            Outcome::Doorbell => {}
         }
     }
 
@@ -344,7 +351,9 @@ impl CoreCell {
             // Handles that were dropped with their futures let their connections go now.
             self.bury();
             let mut core = self.borrow_mut();
-            if core.table.is_empty() || core.driver.now_ns() >= give_up_ns {
+            // One whose socket is closed is only held by somebody who never lets it go.
+            let closed = core.table.iter().all(|(_, entry)| entry.socket.is_none());
+            if closed || core.driver.now_ns() >= give_up_ns {
                 break;
             }
             core.close_released();

@@ -114,7 +114,7 @@ impl Deadlines {
             self.output_ms = self.output_ms.map(|_| now_ms);
         }
         let since_ms = self.output_ms.unwrap_or(now_ms);
-        now_ms - since_ms >= self.limits.write_stall_ms
+        now_ms.saturating_sub(since_ms) >= self.limits.write_stall_ms
     }
 
     /// From now on only this deadline counts.

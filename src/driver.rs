@@ -59,7 +59,8 @@ pub(crate) enum Outcome {
     Hangup(Result<i32, Errno>),
     /// Somebody rang the core's bell, or the poll on it ended.
     Doorbell,
-    Cancelled,
+    /// Whether the target was found; it completes by itself.
+    Cancelled(Result<(), Errno>),
 }
 
 /// An error number of the kernel (errno(3)), positive.

@@ -49,8 +49,6 @@ pub(crate) struct Entry {
 
     pub(crate) reader: Wake,
     pub(crate) writer: Wake,
-    /// Those of the core's drain waiters that wait for the connection's end as well.
-    pub(crate) watchers: Vec<Id>,
 
     /// Why it was ended, if not by its handler.
     pub(crate) ended: Option<CloseReason>,
@@ -70,8 +68,16 @@ pub(crate) struct Entry {
     pub(crate) timer_ms: u64,
 
     pub(crate) handler: Option<Id>,
+    pub(crate) company: Option<Box<Company>>,
+}
+
+/// What few connections have.
+#[derive(Debug, Default)]
+pub(crate) struct Company {
     /// What the handler has spawned to end with the connection.
     pub(crate) children: Vec<Id>,
+    /// Those of the core's drain waiters that wait for the connection's end as well.
+    pub(crate) watchers: Vec<Id>,
 }
 
 /// Where the receive of a connection stands.
@@ -126,7 +132,6 @@ impl Entry {
             dirty: false,
             reader: Wake::Nobody,
             writer: Wake::Nobody,
-            watchers: Vec::new(),
             ended: None,
             failed: None,
             served: false,
@@ -136,13 +141,33 @@ impl Entry {
             timer: None,
             timer_ms: 0,
             handler: None,
-            children: Vec::new(),
+            company: None,
         }
     }
 
     /// No handle is left: what remains is to close it well.
     pub(crate) fn is_closing(&self) -> bool {
         self.handles == 0
+    }
+
+    /// Its company, which it has from now on.
+    pub(crate) fn company(&mut self) -> &mut Company {
+        self.company.get_or_insert_default()
+    }
+
+    /// The tasks that were spawned to end with it.
+    pub(crate) fn take_children(&mut self) -> Vec<Id> {
+        self.company
+            .as_mut()
+            .map(|company| std::mem::take(&mut company.children))
+            .unwrap_or_default()
+    }
+
+    /// Forgets a task that has ended.
+    pub(crate) fn forget_child(&mut self, task: Id) {
+        if let Some(company) = &mut self.company {
+            company.children.retain(|child| *child != task);
+        }
     }
 
     /// Whether the peer has taken output since this was last asked.

@@ -234,6 +234,14 @@ impl Tasks {
         }
     }
 
+    /// The connection that a task was spawned to end with.
+    pub(crate) fn parent(&self, id: Id) -> Option<Id> {
+        match self.table.get(id)?.scope {
+            Scope::Child(connection) => Some(connection),
+            Scope::Core | Scope::Handler(_) => None,
+        }
+    }
+
     pub(crate) fn ids(&self) -> Vec<Id> {
         self.table.ids().collect()
     }
@@ -357,7 +365,7 @@ impl Core {
         if let Scope::Handler(connection) | Scope::Child(connection) = scope
             && let Some(entry) = self.table.get_mut(connection)
         {
-            entry.children.retain(|child| *child != id);
+            entry.forget_child(id);
         }
         self.graveyard.push(body);
     }

@@ -150,7 +150,19 @@ impl Core {
         if listener.accept == Accept::Armed {
             listener.accept = Accept::Cancelling;
             let target = accept_token(index);
-            self.driver.push(Token::new(Kind::Cancel, NO_CONNECTION, 0), Op::Cancel { target });
+            self.driver.push(Token::new(Kind::Cancel, NO_CONNECTION, index), Op::Cancel { target });
+        }
+    }
+
+    /// A cancellation that came while its target was being worked on has missed it, and the target
+    /// may go on for good: it is cancelled again.
+    pub(crate) fn on_accept_cancelled(&mut self, index: u32, result: Result<(), Errno>) {
+        if let Some(listener) = self.listeners.get_mut(index as usize)
+            && result.is_err()
+            && listener.accept == Accept::Cancelling
+        {
+            listener.accept = Accept::Armed;
+            self.cancel_accept(index);
         }
     }
 
@@ -164,7 +176,7 @@ impl Core {
         if self.drain.is_draining() {
             limits.first_byte_ms = limits.first_byte_ms.min(self.settings.new_grace_ms);
         }
-        let id = self.table.insert(Entry::new(socket, self.now_ms, limits));
+        let id = self.table.insert(Entry::new(socket, self.stamp_ms(), limits));
         self.arm_deadline(id);
         self.counters.accepted.add(1);
         self.counters.live.set(self.table.len() as u64);
@@ -224,7 +236,7 @@ fn accept_token(index: u32) -> Token {
     Token::new(Kind::Accept, index, 0)
 }
 
-/// The slot of a cancellation that belongs to no connection.
+/// The slot of a cancellation of an accept; its generation is the listener's index.
 pub(crate) const NO_CONNECTION: u32 = u32::MAX;
 
 /// Errors of accept that concern one connection only, or nobody (accept(2)).

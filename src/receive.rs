@@ -116,13 +116,14 @@ impl Core {
     }
 
     fn take_in(&mut self, id: Id, lease: Lease) {
+        let stamp_ms = self.stamp_ms();
         let Some(entry) = self.table.get_mut(id) else { return };
         self.counters.bytes_received.add(lease.len() as u64);
         if entry.is_closing() || entry.ended.is_some() {
             entry.unread_seen = true;
             return;
         }
-        entry.deadlines.received(self.now_ms);
+        entry.deadlines.received(stamp_ms);
         entry.input_bytes += lease.len();
         let spare = &mut self.spare_inputs;
         let input = entry.input.get_or_insert_with(|| spare.pop().unwrap_or_default());
@@ -187,11 +188,21 @@ impl Core {
         self.advance_close(id);
     }
 
-    pub(crate) fn on_cancelled(&mut self, id: Id) {
-        if let Some(entry) = self.table.get_mut(id) {
-            entry.in_flight -= 1;
-            self.advance_close(id);
+    /// A cancellation has ended. One that came while its target was being worked on has missed
+    /// it, and the target may go on for good: it is cancelled again.
+    pub(crate) fn on_cancelled(&mut self, id: Id, result: Result<(), Errno>) {
+        let Some(entry) = self.table.get_mut(id) else { return };
+        entry.in_flight -= 1;
+        if result.is_err() {
+            if entry.receive == Receive::Cancelling {
+                entry.receive = Receive::Armed;
+                self.cancel_receive(id);
+            } else if entry.hangup == Hangup::Cancelling {
+                entry.hangup = Hangup::Armed;
+                self.cancel_hangup(id);
+            }
         }
+        self.advance_close(id);
     }
 
     /// Gives those who wait for buffers another try, as many as there are buffers.

@@ -81,8 +81,9 @@ impl Core {
 
     /// The queue of a connection that is there, to be added to.
     fn output(&mut self, id: Id) -> &mut Gather {
+        let stamp_ms = self.stamp_ms();
         let entry = self.table.get_mut(id).expect("invariant: the caller has seen the entry");
-        entry.deadlines.output_began(self.now_ms);
+        entry.deadlines.output_began(stamp_ms);
         if !entry.dirty {
             entry.dirty = true;
             self.dirty.push(id);
@@ -130,6 +131,7 @@ impl Core {
         result: Result<usize, Errno>,
         mut gather: Box<Gather>,
     ) {
+        let stamp_ms = self.stamp_ms();
         let Some(entry) = self.table.get_mut(id) else {
             self.counters.stale.add(1);
             return;
@@ -141,7 +143,7 @@ impl Core {
         self.counters.bytes_sent.add(sent as u64);
         if sent > 0 {
             let more = !gather.is_empty() || entry.queued_bytes() > 0;
-            entry.deadlines.output_moved(self.now_ms, more);
+            entry.deadlines.output_moved(stamp_ms, more);
         }
         if gather.is_empty() {
             self.spare.push(gather);

@@ -218,10 +218,11 @@ impl World {
                 }
             }
             Running { token, op: Op::Cancel { target }, .. } => {
-                if let Some(victim) = self.running.iter_mut().find(|r| r.token == target) {
-                    victim.cancelled = true;
-                }
-                self.complete(token, true, Outcome::Cancelled);
+                let missed = early_end && self.rng.percent(50);
+                let victim = self.running.iter_mut().find(|r| r.token == target && !missed);
+                let found = victim.map(|victim| victim.cancelled = true);
+                let result = found.ok_or(Errno(if missed { libc::EALREADY } else { libc::ENOENT }));
+                self.complete(token, true, Outcome::Cancelled(result));
             }
         }
     }

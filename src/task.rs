@@ -196,14 +196,20 @@ pub(crate) fn spawn_task(
                 return Err(error.because("its connection has ended"));
             };
             let id = core.tasks.insert(scope, place, future);
-            entry.children.push(id);
+            entry.company().children.push(id);
             Ok(id)
         }
     }
 }
 
 pub(crate) fn abort_task(core: &CoreRef, id: Id) {
-    let body = core.borrow_mut().tasks.abort(id);
+    let body = {
+        let core = &mut *core.borrow_mut();
+        if let Some(entry) = core.tasks.parent(id).and_then(|parent| core.table.get_mut(parent)) {
+            entry.forget_child(id);
+        }
+        core.tasks.abort(id)
+    };
     drop_guarded(body.into_iter().collect());
 }
 
@@ -231,7 +237,7 @@ impl Future for UntilClosing {
         let waiter = *this.waiter.get_or_insert_with(|| {
             let waiter = drain_waiters.insert(Wake::Nobody);
             if let Some(Some(entry)) = entry {
-                entry.watchers.push(waiter);
+                entry.company().watchers.push(waiter);
             }
             waiter
         });
@@ -252,8 +258,9 @@ impl Drop for UntilClosing {
         let core = &mut *self.core.borrow_mut();
         let wake = core.drain_waiters.remove(waiter);
         core.tasks.discard(wake);
-        if let Some(entry) = self.connection.and_then(|id| core.table.get_mut(id)) {
-            entry.watchers.retain(|watcher| *watcher != waiter);
+        let entry = self.connection.and_then(|id| core.table.get_mut(id));
+        if let Some(company) = entry.and_then(|entry| entry.company.as_mut()) {
+            company.watchers.retain(|watcher| *watcher != waiter);
         }
     }
 }

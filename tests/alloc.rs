@@ -1,8 +1,9 @@
 //! In a steady state the cores allocate nothing and enter the kernel seldom.
 //!
 //! 1. A server starts; its factory marks the threads of the cores, whose allocations are counted.
-//! 2. Sixty-four connections echo until every queue and buffer has its final size.
-//! 3. They echo twenty thousand times more, all of them in flight at once, while allocations on
+//! 2. More connections than are measured have their input, and then their output, queued at the
+//!    same time, so that every queue has as much room as it will ever need.
+//! 3. Sixty-four of them echo twenty thousand times, all in flight at once, while allocations on
 //!    the cores are counted and the first few are remembered with their stacks.
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -11,10 +12,10 @@ use std::cell::Cell;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Barrier, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use slipring::{CoreStats, Handle, Server};
+use slipring::{Connection, CoreStats, Handle, Server};
 
 mod common;
 
@@ -57,23 +58,22 @@ fn measure(prepare: fn()) -> Steady {
     let server = Server::new(common::config()).listen_with("127.0.0.1:0", move |_core| {
         prepare();
         IS_CORE.set(true);
-        common::echo
+        echo
     });
     let (running, addr) = common::start(server);
     let handle = running.handle();
     let cores = handle.stats().cores().len();
-    let mut streams: Vec<TcpStream> = (0..CONNECTIONS).map(|_| common::connect(addr)).collect();
-    for _ in 0..8 {
-        echo_all_at_once(&handle, &mut streams);
-    }
-    echo(&mut streams, ROUNDS / 4);
+    let mut streams: Vec<TcpStream> = (0..WARM_UP).map(|_| common::connect(addr)).collect();
+    fill_queues(&handle, &mut streams);
+    let warm = streams.split_off(CONNECTIONS);
+    exchange(&mut streams, MESSAGE, ROUNDS / 4);
 
     let before = settled(|| handle.stats().total());
     for counter in [&ALLOCATIONS, &FREES] {
         counter.store(0, Relaxed);
     }
     COUNTING.store(true, Relaxed);
-    echo(&mut streams, ROUNDS);
+    exchange(&mut streams, MESSAGE, ROUNDS);
     COUNTING.store(false, Relaxed);
     let after = settled(|| handle.stats().total());
 
@@ -89,8 +89,8 @@ fn measure(prepare: fn()) -> Steady {
         each(|s| s.completions),
         each(|s| s.polls)
     );
-    drop(streams);
-    common::settle(running, CONNECTIONS as u64);
+    drop((streams, warm));
+    common::settle(running, WARM_UP as u64);
     Steady { cores, allocations, frees, enters_each: each(|s| s.enters) }
 }
 
@@ -115,41 +115,44 @@ fn interrupt_nobody() {
     assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
 }
 
-/// A closed loop: every connection has one message under way, then every answer is read.
-fn echo(streams: &mut [TcpStream], rounds: usize) {
-    let mut answer = [0; MESSAGE.len()];
-    for _ in 0..rounds {
-        for stream in streams.iter_mut() {
-            stream.write_all(MESSAGE).expect("send");
-        }
-        for stream in streams.iter_mut() {
-            stream.read_exact(&mut answer).expect("receive");
-            assert_eq!(answer, *MESSAGE);
+/// Echoes; after a message that says so, takes nothing more until it may.
+async fn echo(mut conn: Connection) -> slipring::Result<()> {
+    while let Some(chunk) = conn.recv().await? {
+        let hold = chunk.starts_with(HOLD);
+        conn.send(chunk).await?;
+        while hold && HELD.load(Relaxed) {
+            slipring::task::yield_now().await;
         }
     }
+    Ok(())
 }
 
-/// A round that the cores find complete when they look, which fills every queue as far as so many
-/// echoes can: the cores are held until everything is sent.
-fn echo_all_at_once(handle: &Handle, streams: &mut [TcpStream]) {
-    let cores = handle.stats().cores().len();
-    let gates = [0; 2].map(|_| Arc::new(Barrier::new(cores + 1)));
-    for core in 0..cores {
-        let [held, go] = gates.each_ref().map(Arc::clone);
-        let hold = move || async move {
-            held.wait();
-            go.wait();
-        };
-        handle.spawn_on(core, hold).expect("the core serves");
-    }
-    let [held, go] = &gates;
-    held.wait();
+/// Lets every handler find its input, and queue its output, in the same turn.
+fn fill_queues(handle: &Handle, streams: &mut [TcpStream]) {
+    HELD.store(true, Relaxed);
+    exchange(streams, HOLD, 1);
     for stream in streams.iter_mut() {
         stream.write_all(MESSAGE).expect("send");
     }
-    go.wait();
+    let sent = (streams.len() * (HOLD.len() + MESSAGE.len())) as u64;
+    common::wait_until("all input is queued", || handle.stats().total().bytes_received == sent);
+    HELD.store(false, Relaxed);
     for stream in streams.iter_mut() {
         stream.read_exact(&mut [0; MESSAGE.len()]).expect("receive");
+    }
+}
+
+/// A closed loop: every connection has one message under way, then every answer is read.
+fn exchange(streams: &mut [TcpStream], message: &[u8; 64], rounds: usize) {
+    let mut answer = [0; 64];
+    for _ in 0..rounds {
+        for stream in streams.iter_mut() {
+            stream.write_all(message).expect("send");
+        }
+        for stream in streams.iter_mut() {
+            stream.read_exact(&mut answer).expect("receive");
+            assert_eq!(answer, *message);
+        }
     }
 }
 
@@ -177,6 +180,9 @@ thread_local! {
     static LOOKING: Cell<bool> = const { Cell::new(false) };
 }
 
+/// Whether handlers that were told to hold still do.
+static HELD: AtomicBool = AtomicBool::new(false);
+
 static COUNTING: AtomicBool = AtomicBool::new(false);
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 static FREES: AtomicU64 = AtomicU64::new(0);
@@ -190,13 +196,17 @@ fn counts() -> bool {
 fn count_allocation(size: usize) {
     if counts() && ALLOCATIONS.fetch_add(1, Relaxed) < SITES_MAX {
         LOOKING.set(true);
-        let stack = Backtrace::force_capture().to_string();
-        let ours = stack.lines().filter(|line| line.contains("slipring::"));
-        let ours: Vec<&str> = ours.take(STACK_LINES_MAX).collect();
-        let stack = format!("{size} bytes at\n{}", ours.join("\n"));
-        SITES.lock().unwrap_or_else(PoisonError::into_inner).push(stack);
+        remember_site(size);
         LOOKING.set(false);
     }
+}
+
+fn remember_site(size: usize) {
+    let stack = Backtrace::force_capture().to_string();
+    let ours = stack.lines().filter(|line| line.contains("slipring::"));
+    let ours: Vec<&str> = ours.take(STACK_LINES_MAX).collect();
+    let site = format!("{size} bytes at\n{}", ours.join("\n"));
+    SITES.lock().unwrap_or_else(PoisonError::into_inner).push(site);
 }
 
 #[global_allocator]
@@ -233,9 +243,12 @@ unsafe impl GlobalAlloc for CountCalls {
 }
 
 const CONNECTIONS: usize = 64;
+/// So many that each core gets more of them than half of what all can have under way.
+const WARM_UP: usize = 200;
 /// Rounds of one echo on each connection: 20 032 echoes.
 const ROUNDS: usize = 313;
 const MESSAGE: &[u8; 64] = &[b'x'; 64];
+const HOLD: &[u8; 64] = &[b'h'; 64];
 const ENTERS_EACH_MAX: f64 = 0.1;
 const SITES_MAX: u64 = 5;
 const STACK_LINES_MAX: usize = 4;

@@ -415,7 +415,7 @@ fn outcome(
         }
         Kind::Hangup => Outcome::Hangup(result.map(|events| events as i32)),
         Kind::Doorbell => Outcome::Doorbell,
-        Kind::Cancel => Outcome::Cancelled,
+        Kind::Cancel => Outcome::Cancelled(result.map(|_| ())),
     })
 }
 
