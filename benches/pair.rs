@@ -106,9 +106,7 @@ impl Options {
                 "--congestion" => options.congestion = Some(value()?),
                 "--serve" => options.serve = Some(value()?),
                 name if SERVERS.contains(&name) => options.servers.push(argument),
-                _ => {
-                    return Err(format!("{argument}: not an option, nor one of {SERVERS:?}").into());
-                }
+                _ => Err(format!("{argument}: not an option, nor one of {SERVERS:?}"))?,
             }
         }
         if options.servers.is_empty() {
@@ -118,11 +116,10 @@ impl Options {
             // `cargo test --benches` only wants to know that this still works.
             (options.rounds, options.seconds) = (1, 0.2);
         }
-        let bounds =
-            (1..=100).contains(&options.rounds) && (0.05..=60.0).contains(&options.seconds);
-        match (options.servers.len(), bounds) {
-            (2, true) => Ok(options),
-            (2, false) => Err("--rounds is 1 to 100 and --seconds 0.05 to 60".into()),
+        let Self { rounds, seconds, servers, .. } = &options;
+        match ((1..=100).contains(rounds) && (0.05..=60.0).contains(seconds), servers.len()) {
+            (true, 2) => Ok(options),
+            (false, 2) => Err("--rounds is 1 to 100 and --seconds 0.05 to 60".into()),
             _ => Err(format!("two servers of {SERVERS:?} are compared").into()),
         }
     }

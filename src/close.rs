@@ -147,7 +147,7 @@ impl Core {
         entry.linger_until_ms = self.now_ms + self.settings.linger_ms;
         entry.receive = Receive::Off;
         self.arm_linger(id);
-        self.arm_receive(id, false);
+        self.arm_receive(id);
     }
 
     /// Reminds us to look again, soon if an acknowledgement is all that is missing.

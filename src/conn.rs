@@ -229,7 +229,7 @@ impl Connection {
     /// Runs a future next to the handler; it is dropped when the connection ends.
     ///
     /// # Errors
-    /// As [`task::spawn`](crate::task::spawn).
+    /// As [`task::spawn`].
     #[track_caller]
     pub fn spawn<F>(&self, future: F) -> Result<JoinHandle<F::Output>>
     where

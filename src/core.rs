@@ -367,7 +367,11 @@ impl CoreCell {
         }
         let late_mail = {
             let mut core = self.borrow_mut();
-            let leaked = core.driver.quiesce(Duration::from_nanos(SHUT_DOWN_LIMIT_NS));
+            let (limit, mut last) = (Duration::from_nanos(SHUT_DOWN_LIMIT_NS), Vec::new());
+            let leaked = core.driver.quiesce(limit, &mut last);
+            for completion in last {
+                core.dispatch(completion);
+            }
             core.counters.leaked_operations.add(leaked as u64);
             for id in core.table.ids().collect::<Vec<_>>() {
                 core.remove_forced(id, leaked > 0);

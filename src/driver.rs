@@ -27,9 +27,7 @@ pub(crate) enum Op {
     /// Accept until cancelled.
     Accept { listener: Name },
     /// Receive into the pool's buffers, until cancelled, the end or an error, or just once.
-    /// `patient`: wait for data before a buffer is looked for, so that an empty pool is no reason
-    /// to fail.
-    Receive { socket: Name, patient: bool, once: bool },
+    Receive { socket: Name, once: bool },
     /// Send all of it; at most one for each slot at a time.
     Send { socket: Name, gather: Box<Gather> },
     /// Report once when the connection is broken or at its end, while no receive would notice.
@@ -266,12 +264,12 @@ impl Driver {
         either!(self, driver => driver.counters())
     }
 
-    /// Cancels everything and waits, up to `limit`, until nothing is in flight.
+    /// Cancels everything and takes completions, up to `limit`, until nothing is in flight.
     ///
     /// Returns how many operations did not end; whatever they own is leaked when the driver is
     /// dropped.
-    pub(crate) fn quiesce(&mut self, limit: Duration) -> usize {
-        either!(self, driver => driver.quiesce(limit))
+    pub(crate) fn quiesce(&mut self, limit: Duration, into: &mut Vec<Completion>) -> usize {
+        either!(self, driver => driver.quiesce(limit, into))
     }
 }
 

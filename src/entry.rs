@@ -19,6 +19,8 @@ pub(crate) struct Entry {
     /// Operations that have not had their last completion.
     pub(crate) in_flight: u8,
     pub(crate) receive: Receive,
+    /// It has waited for buffers, and got nothing since.
+    pub(crate) rearmed: bool,
     /// Its receive ends with every answer.
     pub(crate) receives_once: bool,
     /// The poll for a broken connection, while the receive is paused.
@@ -116,6 +118,7 @@ impl Entry {
             socket: Some(socket),
             in_flight: 0,
             receive: Receive::Off,
+            rearmed: false,
             receives_once: false,
             hangup: Hangup::Off,
             eof: false,

@@ -191,7 +191,7 @@ impl Core {
             entry.handler = Some(task);
             entry.receives_once = listener.receives_once;
         }
-        self.arm_receive(id, false);
+        self.arm_receive(id);
     }
 
     /// Stops accepting without losing anyone: a listener is closed when its accept has ended and

@@ -84,7 +84,8 @@ impl<M, B: Bell> Mailbox<M, B> {
 
     /// Says that the core is about to block. False when it must not, as something has come.
     pub(crate) fn fall_asleep(&self) -> bool {
-        self.asleep.store(true, SeqCst);
+        // A swap, not a store: it is one instruction either way, and the model needs it.
+        self.asleep.swap(true, SeqCst);
         if self.pending.load(SeqCst) {
             self.asleep.store(false, SeqCst);
             return false;

@@ -40,10 +40,10 @@ fn try_out() -> Result<()> {
     let write = |byte: u8| {
         (&theirs).write_all(&[byte; 8]).map_err(|error| Error::os("write to a socket pair", error))
     };
-    let receive = |patient| Op::Receive { socket: ours.name(), patient, once: false };
+    let receive = || Op::Receive { socket: ours.name(), once: false };
 
     let mut leases = Vec::new();
-    trial.driver.push(RECEIVE, receive(false));
+    trial.driver.push(RECEIVE, receive());
     for byte in 0..BUFFERS as u8 {
         write(byte)?;
         match trial.next(RECEIVE)? {
@@ -51,7 +51,7 @@ fn try_out() -> Result<()> {
                 if *lease == [byte; 8] =>
             {
                 if last {
-                    trial.driver.push(RECEIVE, receive(true));
+                    trial.driver.push(RECEIVE, receive());
                 }
                 leases.push(lease);
             }
@@ -66,7 +66,7 @@ fn try_out() -> Result<()> {
         other => return Err(unexpected("a receive without buffers", &other)),
     }
     leases.clear();
-    trial.driver.push(RECEIVE, receive(true));
+    trial.driver.push(RECEIVE, receive());
     match trial.next(RECEIVE)? {
         Completion { outcome: Outcome::Received(Ok(Some(lease))), .. } if *lease == [99; 8] => {}
         other => return Err(unexpected("a receive with a returned buffer", &other)),
@@ -89,7 +89,7 @@ fn try_out() -> Result<()> {
     theirs
         .shutdown(Shutdown::Write)
         .map_err(|error| Error::os("shut down a socket pair", error))?;
-    trial.driver.push(RECEIVE, receive(true));
+    trial.driver.push(RECEIVE, receive());
     match trial.next(RECEIVE)? {
         Completion { last: true, outcome: Outcome::Received(Ok(None)), .. } => {}
         other => return Err(unexpected("the end of a stream", &other)),

@@ -49,14 +49,13 @@ impl Core {
         Poll::Pending
     }
 
-    /// `patient`: data is awaited before a buffer is looked for.
-    pub(crate) fn arm_receive(&mut self, id: Id, patient: bool) {
+    pub(crate) fn arm_receive(&mut self, id: Id) {
         let Some(entry) = self.table.get_mut(id) else { return };
         let Some(socket) = &entry.socket else { return };
         debug_assert!(matches!(entry.receive, Receive::Off | Receive::Parked));
         entry.receive = Receive::Armed;
         entry.in_flight += 1;
-        let op = Op::Receive { socket: socket.name(), patient, once: entry.receives_once };
+        let op = Op::Receive { socket: socket.name(), once: entry.receives_once };
         self.driver.push(receive_token(id), op);
     }
 
@@ -68,7 +67,7 @@ impl Core {
             && entry.input_bytes <= half
             && entry.ended.is_none()
         {
-            self.arm_receive(id, false);
+            self.arm_receive(id);
         }
     }
 
@@ -105,7 +104,12 @@ impl Core {
             Err(Errno(libc::ENOBUFS)) => {
                 self.counters.buffers_missing.add(1);
                 entry.receive = Receive::Parked;
-                self.parked.push_back(id);
+                // One that got nothing when its turn came does not lose its place.
+                if entry.rearmed {
+                    self.parked.push_front(id);
+                } else {
+                    self.parked.push_back(id);
+                }
             }
             Err(_) => {
                 entry.receive = Receive::Over;
@@ -123,6 +127,7 @@ impl Core {
             entry.unread_seen = true;
             return;
         }
+        entry.rearmed = false;
         entry.deadlines.received(stamp_ms);
         entry.input_bytes += lease.len();
         let spare = &mut self.spare_inputs;
@@ -146,7 +151,7 @@ impl Core {
                 self.cancel_receive(id);
             }
             Receive::Off if over => self.watch_hangup(id),
-            Receive::Off => self.arm_receive(id, false),
+            Receive::Off => self.arm_receive(id),
             _ => {}
         }
     }
@@ -206,6 +211,9 @@ impl Core {
     }
 
     /// Gives those who wait for buffers another try, as many as there are buffers.
+    ///
+    /// A receive is tried when it is submitted, before the kernel serves those that are armed
+    /// already. They would take all buffers, again and again, if this one waited for data first.
     pub(crate) fn rearm_parked(&mut self) {
         if self.parked.is_empty() {
             return;
@@ -213,8 +221,11 @@ impl Core {
         let pool = self.driver.pool();
         for _ in pool.leased()..pool.buffers() {
             let Some(id) = self.parked.pop_front() else { return };
-            if self.table.get(id).is_some_and(|entry| entry.receive == Receive::Parked) {
-                self.arm_receive(id, true);
+            if let Some(entry) = self.table.get_mut(id)
+                && entry.receive == Receive::Parked
+            {
+                entry.rearmed = true;
+                self.arm_receive(id);
             }
         }
     }

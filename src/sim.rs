@@ -84,7 +84,7 @@ pub(crate) struct World {
 struct Running {
     token: Token,
     op: Op,
-    /// How much of a send is done.
+    /// How much of a send is done; whether a receive was tried before.
     sent: usize,
     cancelled: bool,
 }
@@ -201,8 +201,8 @@ impl World {
             Running { token, op: Op::Accept { .. }, cancelled, .. } => {
                 self.work_accept(token, running.op, cancelled, early_end);
             }
-            Running { token, op: Op::Receive { socket, patient, .. }, cancelled, .. } => {
-                self.work_receive(token, socket, patient, cancelled, early_end);
+            Running { token, op: Op::Receive { socket, .. }, cancelled, sent: tries } => {
+                self.work_receive(token, socket, tries == 0, cancelled, early_end);
             }
             Running { token, op: Op::Send { socket, gather }, sent, cancelled } => {
                 self.work_send(token, socket, gather, sent, cancelled || early_end);
@@ -254,7 +254,7 @@ impl World {
         &mut self,
         token: Token,
         socket: Name,
-        patient: bool,
+        first: bool,
         cancelled: bool,
         end: bool,
     ) {
@@ -264,10 +264,10 @@ impl World {
         if cancelled {
             return self.complete(token, true, Outcome::Received(Err(Errno(libc::ECANCELED))));
         }
-        let op = Op::Receive { socket, patient, once: false };
+        let op = Op::Receive { socket, once: false };
         if peer.is_reset() {
             self.complete(token, true, Outcome::Received(Err(Errno(libc::ECONNRESET))));
-        } else if peer.unread() > 0 || (!patient && self.buffers.is_empty()) {
+        } else if peer.unread() > 0 || (first && self.buffers.is_empty()) {
             let Some(buffer) = self.buffers.pop_front() else {
                 return self.complete(token, true, Outcome::Received(Err(Errno(libc::ENOBUFS))));
             };
@@ -277,12 +277,12 @@ impl World {
             let lease = self.pool.lease(buffer, bytes.len() as u32).expect("the kernel's buffer");
             self.complete(token, end, Outcome::Received(Ok(Some(lease))));
             if !end {
-                self.again(token, Op::Receive { socket, patient: true, once: false }, 0, false);
+                self.again(token, op, 1, false);
             }
         } else if peer.is_at_end() {
             self.complete(token, true, Outcome::Received(Ok(None)));
         } else {
-            self.again(token, op, 0, false);
+            self.again(token, op, 1, false);
         }
     }
 
@@ -435,10 +435,8 @@ impl SimDriver {
         self.world.borrow().counters
     }
 
-    pub(crate) fn quiesce(&mut self, _limit: Duration) -> usize {
-        let mut completions = Vec::new();
-        self.reap(&mut completions, usize::MAX);
-        drop(completions);
+    pub(crate) fn quiesce(&mut self, _limit: Duration, into: &mut Vec<Completion>) -> usize {
+        self.reap(into, usize::MAX);
         let world = &mut *self.world.borrow_mut();
         world.queued.clear();
         world.running.clear();

@@ -29,10 +29,6 @@ impl<T> Table<T> {
         self.slab.len()
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.slab.is_empty()
-    }
-
     pub(crate) fn insert(&mut self, value: T) -> Id {
         let index = self.slab.insert(value);
         if index == self.generations.len() {

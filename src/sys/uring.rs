@@ -117,9 +117,8 @@ impl Uring {
                 let flags = libc::SOCK_CLOEXEC;
                 opcode::AcceptMulti::new(Fd(fd)).flags(flags).build()
             }
-            Op::Receive { socket: Name(fd), patient, once } => {
-                let multishot = if once { 0 } else { RECV_MULTISHOT };
-                let ioprio = multishot | if patient { RECVSEND_POLL_FIRST } else { 0 };
+            Op::Receive { socket: Name(fd), once } => {
+                let ioprio = if once { 0 } else { RECV_MULTISHOT };
                 opcode::Recv::new(Fd(fd), std::ptr::null_mut(), 0)
                     .buf_group(GROUP)
                     .ioprio(ioprio)
@@ -201,9 +200,8 @@ impl Uring {
         self.counters
     }
 
-    pub(crate) fn quiesce(&mut self, limit: Duration) -> usize {
+    pub(crate) fn quiesce(&mut self, limit: Duration, into: &mut Vec<Completion>) -> usize {
         let give_up = Instant::now() + limit;
-        let mut discarded = Vec::new();
         while self.in_flight > 0 {
             // What is queued must reach the kernel before it can be cancelled there.
             let _ = self.enter(Wait::No);
@@ -211,8 +209,7 @@ impl Uring {
             let _ = self.ring.uring.submitter().register_sync_cancel(None, everything);
             let _ = self.enter(Wait::AtMostNs(1_000_000));
             // The doorbell's poll ends too; `reap` would arm it again.
-            while self.reap_final(&mut discarded) {}
-            discarded.clear();
+            while self.reap_final(into) {}
             if Instant::now() >= give_up {
                 break;
             }
@@ -291,7 +288,7 @@ impl Uring {
 
 impl Drop for Uring {
     fn drop(&mut self) {
-        if self.quiesce(QUIESCE_LIMIT) > 0 {
+        if self.quiesce(QUIESCE_LIMIT, &mut Vec::new()) > 0 {
             // The kernel may still write to the buffers and read what is being sent. Nothing of
             // it is freed: the ring, its buffers (`ManuallyDrop`), and the bytes in flight.
             std::mem::forget(std::mem::take(&mut self.sends));
@@ -442,6 +439,5 @@ const ENTER_NO_IOWAIT: u32 = 1 << 7;
 const REGISTER_RING_FDS: u32 = 20;
 const UNREGISTER_RING_FDS: u32 = 21;
 const RECV_MULTISHOT: u16 = 1 << 1;
-const RECVSEND_POLL_FIRST: u16 = 1 << 0;
 /// `SubmitArgs` is passed as the `struct io_uring_getevents_arg` that it wraps.
 const _: () = assert!(size_of::<SubmitArgs<'static, 'static>>() == 24);
