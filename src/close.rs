@@ -53,13 +53,12 @@ impl Core {
         entry.ended = Some(reason);
         let abandoned = entry.abandon_output();
         self.counters.bytes_abandoned.add(abandoned as u64);
-        if reason == CloseReason::PeerReset {
-            // What came before the reset may still be read.
-        } else {
+        if reason != CloseReason::PeerReset {
+            // What came before a reset may still be read.
             entry.discard_input();
-            if let Some(socket) = &entry.socket {
-                socket.shut(Shut::Both);
-            }
+        }
+        if let Some(socket) = &entry.socket {
+            socket.shut(Shut::Both);
         }
         self.tasks.wake(&mut entry.reader);
         self.tasks.wake(&mut entry.writer);
@@ -180,7 +179,9 @@ impl Core {
     }
 
     fn remove(&mut self, id: Id) {
-        let Some(entry) = self.table.remove(id) else { return };
+        let Some(mut entry) = self.table.remove(id) else { return };
+        self.tasks.discard(Some(std::mem::take(&mut entry.reader)));
+        self.tasks.discard(Some(std::mem::take(&mut entry.writer)));
         if let Some(timer) = entry.timer {
             self.wheel.cancel(timer);
         }

@@ -94,6 +94,12 @@ impl Control {
         }
     }
 
+    /// Whether the time is up that [`Control::wait`] would wait for at most.
+    pub(crate) fn is_over(&self) -> bool {
+        let now_ns = self.epoch.elapsed().as_nanos() as u64;
+        now_ns >= self.deadline_ns().saturating_add(STUCK_AFTER.as_nanos() as u64)
+    }
+
     pub(crate) fn stats(&self) -> Stats {
         Stats { cores: self.seats.iter().map(|seat| seat.counters.snapshot()).collect() }
     }

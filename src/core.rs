@@ -11,7 +11,6 @@ use std::cell::{RefCell, RefMut};
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +23,7 @@ use crate::drain::{Drain, Left, Phase, Plan};
 use crate::driver::{Completion, Driver, Outcome, Wait};
 use crate::entry::Entry;
 use crate::error::{Error, Result};
-use crate::executor::{Body, Scope, Tasks, Wake, drop_guarded};
+use crate::executor::{Body, Scope, Tasks, Wake, drop_guarded, guarded};
 use crate::listen::{Listener, NO_CONNECTION};
 use crate::post::{Message, Post};
 use crate::report::{CloseReason, PhaseTimes};
@@ -303,6 +302,7 @@ impl Core {
         self.counters.submissions.set(driver.submissions);
         self.counters.completions.set(driver.completions);
         self.counters.overflows.set(driver.overflows);
+        self.counters.unknown.set(driver.stale);
         self.counters.tasks.set(self.tasks.len() as u64);
         self.counters.timers.set(self.wheel.len() as u64);
     }
@@ -344,7 +344,7 @@ impl CoreCell {
         drop_guarded(leftover);
         // Handlers are anyone's code, and may own connections of the core.
         let handlers = self.borrow_mut().take_handlers();
-        let _ = catch_unwind(AssertUnwindSafe(move || drop(handlers)));
+        guarded(move || drop(handlers));
         self.borrow_mut().force_connections();
         let give_up_ns = self.borrow_mut().driver.now_ns() + SHUT_DOWN_LIMIT_NS;
         loop {
@@ -384,7 +384,8 @@ impl CoreCell {
             core.publish_counters();
             core.post.mailbox.close()
         };
-        let _ = catch_unwind(AssertUnwindSafe(move || drop(late_mail)));
+        guarded(move || drop(late_mail));
+        self.bury();
     }
 
     fn read_mail(self: &Rc<CoreCell>) {
@@ -401,9 +402,9 @@ impl CoreCell {
                 Message::Look => {}
                 Message::Spawn(place, make) => {
                     // The maker is anyone's code; a panic in it is its own.
-                    match catch_unwind(AssertUnwindSafe(make)) {
-                        Ok(future) => drop(spawn_task(self, Scope::Core, place, future)),
-                        Err(_) => self.borrow_mut().counters.panics.add(1),
+                    let spawn = || drop(spawn_task(self, Scope::Core, place, make()));
+                    if !guarded(spawn) {
+                        self.borrow_mut().counters.panics.add(1);
                     }
                 }
             }
@@ -422,6 +423,8 @@ impl Core {
     /// Closes the books on a connection whose operations did not all end.
     fn remove_forced(&mut self, id: Id, leak: bool) {
         if let Some(mut entry) = self.table.remove(id) {
+            self.tasks.discard(Some(std::mem::take(&mut entry.reader)));
+            self.tasks.discard(Some(std::mem::take(&mut entry.writer)));
             if leak {
                 // The kernel may still use the descriptor: never close it.
                 std::mem::forget(entry.socket.take());

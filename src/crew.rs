@@ -12,7 +12,7 @@ use crate::control::Control;
 use crate::core::{Core, CoreRef};
 use crate::driver::{Driver, Socket};
 use crate::error::{Error, ErrorKind, Result};
-use crate::executor::panic_text;
+use crate::executor::{guarded, panic_text};
 use crate::listen::Listener;
 use crate::local::Entered;
 use crate::machine::Facts;
@@ -37,7 +37,7 @@ pub(crate) struct Seed {
 
 impl Seed {
     /// The whole life of a core.
-    fn live(self, ready: &Sender<Result<()>>, go: &Receiver<Vec<OwnedFd>>) {
+    fn live(mut self, ready: &Sender<Result<()>>, go: &Receiver<Vec<OwnedFd>>) {
         let core = match self.make_core() {
             Ok(core) => core,
             Err(error) => {
@@ -59,6 +59,9 @@ impl Seed {
         let failure = self.serve(&core);
         let (stats, phases) = core.borrow_mut().account();
         drop(core);
+        // What the handlers' makers hold is anyone's, and may take its time to go.
+        let makers = std::mem::take(&mut self.makers);
+        guarded(move || drop(makers));
         let cpu = self.info.cpu;
         let report = CoreReport { cpu, stats, phases, stuck: None, failure };
         self.control.report(self.info.index, report);

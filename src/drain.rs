@@ -111,9 +111,10 @@ impl Drain {
     /// When to look again though nothing has happened.
     pub(crate) fn next_ns(&self) -> Option<u64> {
         match self.phase {
-            Phase::Running | Phase::Down => None,
+            // Listeners are closed when the kernel has answered, not at a time.
+            Phase::Running | Phase::StopAccept | Phase::Down => None,
             Phase::LameDuck => Some(self.lameduck_end_ns().min(self.force_ns())),
-            Phase::StopAccept | Phase::DrainConnections => Some(self.force_ns()),
+            Phase::DrainConnections => Some(self.force_ns()),
             Phase::Force => Some(self.deadline_ns),
         }
     }

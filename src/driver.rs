@@ -24,8 +24,8 @@ use crate::token::Token;
 /// Something that the kernel is asked to do. Each is answered by at least one [`Completion`].
 #[derive(Debug)]
 pub(crate) enum Op {
-    /// Accept until cancelled.
-    Accept { listener: Name },
+    /// Accept until cancelled, or just one.
+    Accept { listener: Name, once: bool },
     /// Receive into the pool's buffers, until cancelled, the end or an error, or just once.
     Receive { socket: Name, once: bool },
     /// Send all of it; at most one for each slot at a time.

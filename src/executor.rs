@@ -327,7 +327,9 @@ impl CoreCell {
                     core.graveyard.extend(aborted);
                 }
                 Ok(Poll::Ready(())) => core.finish_task(id, scope, body),
-                Err(_) => {
+                Err(panic) => {
+                    // Its destructor may panic as well.
+                    std::mem::forget(panic);
                     core.counters.panics.add(1);
                     if let Scope::Handler(connection) = scope {
                         core.fail(connection, CloseReason::HandlerPanic);
@@ -351,9 +353,11 @@ impl CoreCell {
                 (std::mem::take(&mut core.graveyard), core.tasks.take_wakers())
             };
             drop_guarded(dead);
-            let _ = catch_unwind(AssertUnwindSafe(move || drop(displaced)));
+            for waker in displaced {
+                guarded(move || drop(waker));
+            }
             for waker in wakers {
-                let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
+                guarded(move || waker.wake());
             }
         }
     }
@@ -383,6 +387,18 @@ impl Core {
 /// Dropping a future is running anyone's code, and may panic.
 pub(crate) fn drop_guarded(bodies: Vec<Body>) {
     for body in bodies {
-        let _ = catch_unwind(AssertUnwindSafe(move || drop(body)));
+        guarded(move || drop(body));
+    }
+}
+
+/// Runs anyone's code, whose panic is its own. False when it did.
+pub(crate) fn guarded(run: impl FnOnce()) -> bool {
+    match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(()) => true,
+        Err(panic) => {
+            // Its destructor may panic as well.
+            std::mem::forget(panic);
+            false
+        }
     }
 }

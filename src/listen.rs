@@ -77,18 +77,23 @@ impl Core {
     }
 
     fn arm_accept(&mut self, index: u32) {
+        let armed = self.listeners.iter().filter(|l| l.accept == Accept::Armed).count();
+        let backlogs = self.settings.backlog as usize * self.listeners.len();
         let Some(listener) = self.listeners.get_mut(index as usize) else { return };
         let Some(socket) = &listener.socket else { return };
         if self.drain.is_draining() || listener.accept == Accept::Armed {
             return;
         }
-        if self.table.len() >= self.connections_max {
+        let room = self.connections_max.saturating_sub(self.table.len() + armed);
+        if room == 0 {
             listener.accept = Accept::Full;
             self.counters.accept_pauses.add(1);
             return;
         }
+        // A multishot accept takes all that is queued before it can be cancelled.
+        let once = room <= backlogs;
         listener.accept = Accept::Armed;
-        self.driver.push(accept_token(index), Op::Accept { listener: socket.name() });
+        self.driver.push(accept_token(index), Op::Accept { listener: socket.name(), once });
     }
 
     /// The back-off is over.

@@ -65,6 +65,7 @@ impl Core {
         if let Some(entry) = self.table.get_mut(id)
             && entry.receive == Receive::Off
             && entry.input_bytes <= half
+            && entry.input.as_ref().is_none_or(|input| input.len() <= CHUNKS_MAX / 2)
             && entry.ended.is_none()
         {
             self.arm_receive(id);
@@ -112,7 +113,9 @@ impl Core {
                 }
             }
             Err(_) => {
-                entry.receive = Receive::Over;
+                if last {
+                    entry.receive = Receive::Over;
+                }
                 self.end(id, CloseReason::PeerReset);
             }
         }
@@ -143,7 +146,8 @@ impl Core {
             self.advance_close(id);
             return;
         }
-        let over = entry.input_bytes > self.settings.receive_queue_bytes;
+        let chunks = entry.input.as_ref().map_or(0, |input| input.len());
+        let over = entry.input_bytes > self.settings.receive_queue_bytes || chunks >= CHUNKS_MAX;
         match entry.receive {
             Receive::Over if entry.is_closing() => self.advance_close(id),
             Receive::Armed if over => {
@@ -238,6 +242,9 @@ impl Entry {
         self.input_bytes = 0;
     }
 }
+
+/// However small they are, so many chunks are enough: each costs a buffer or an allocation.
+const CHUNKS_MAX: usize = 128;
 
 fn receive_token(id: Id) -> Token {
     Token::new(Kind::Receive, id.index, id.generation)

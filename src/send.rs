@@ -146,7 +146,7 @@ impl Core {
             entry.deadlines.output_moved(stamp_ms, more);
         }
         if gather.is_empty() {
-            self.spare.push(gather);
+            self.keep(gather);
             self.after_send(id);
             return;
         }
@@ -158,9 +158,15 @@ impl Core {
         }
         self.counters.bytes_abandoned.add(gather.bytes() as u64);
         gather.clear();
-        self.spare.push(gather);
+        self.keep(gather);
         self.end(id, CloseReason::PeerReset);
         self.advance_close(id);
+    }
+
+    fn keep(&mut self, gather: Box<Gather>) {
+        if self.spare.len() < SPARE_MAX {
+            self.spare.push(gather);
+        }
     }
 
     fn after_send(&mut self, id: Id) {
@@ -183,3 +189,6 @@ impl Entry {
         self.output.take().map_or(0, |gather| gather.bytes())
     }
 }
+
+/// More emptied queues than this are freed; each may have room for a few KiB.
+const SPARE_MAX: usize = 1024;

@@ -31,6 +31,7 @@ use crate::stats::Stats;
 use crate::sys::affinity;
 use crate::sys::limits;
 use crate::sys::place::Place;
+use crate::sys::thread::join_until;
 use crate::sys::wake::EventFd;
 
 /// A server to be: addresses, their handlers, and how it is to run.
@@ -304,8 +305,9 @@ impl Running {
         drop(self.signals);
         drop(self.files);
         for (thread, core) in self.threads.into_iter().zip(report.cores()) {
+            // A thread's own destructors are anyone's code too: they get no more time.
             if core.stuck.is_none() {
-                let _ = thread.join();
+                join_until(thread, || self.handle.control.is_over());
             }
         }
         match report.cores().iter().find_map(|core| core.failure.as_ref()) {

@@ -32,6 +32,9 @@ impl Signals {
                 if ended.load(Ordering::Acquire) {
                     return;
                 }
+                if count == 0 {
+                    continue;
+                }
                 signals += count;
                 control.begin_drain(if signals == 1 { drain_within } else { Duration::ZERO });
             }

@@ -90,6 +90,8 @@ counters! {
     completions sum,
     /// Completions of operations that nobody waits for any more.
     stale sum,
+    /// Completions that belonged to nothing. Always 0, unless the kernel misbehaves.
+    unknown sum,
     /// Times that the completion queue overflowed; more than 0 asks for more `SLIPRING_CQ_ENTRIES`.
     overflows sum,
     /// Times that a receive found no buffer; many ask for more `SLIPRING_BUFFERS`.

@@ -29,7 +29,7 @@ use crate::table::Id;
 /// # Examples
 ///
 /// ```
-/// # async fn handler(mut conn: slipring::Connection) -> slipring::Result<()> {
+/// # async fn handler(conn: slipring::Connection) -> slipring::Result<()> {
 /// let answer = slipring::task::spawn(async { 6 * 7 })?;
 /// assert_eq!(answer.await?, 42);
 /// # Ok(())

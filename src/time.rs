@@ -25,7 +25,7 @@ use crate::wheel::{Precision, TimerKey};
 /// # Examples
 ///
 /// ```
-/// # async fn handler(mut conn: slipring::Connection) -> slipring::Result<()> {
+/// # async fn handler(conn: slipring::Connection) -> slipring::Result<()> {
 /// slipring::time::sleep(std::time::Duration::from_millis(20)).await;
 /// # Ok(())
 /// # }

@@ -115,7 +115,11 @@ impl Rig {
         let stats = core.counters.snapshot();
         assert_eq!(stats.accepted, stats.closed.total() + core.table.len() as u64, "books");
         assert_eq!(stats.live, core.table.len() as u64, "gauge");
-        assert!(core.wheel.len() >= core.table.len(), "timers");
+        let timed = core.table.len() + core.sleepers.len();
+        let extra = core.wheel.len() - timed;
+        assert!(extra <= core.listeners.len(), "{extra} timers of nobody");
+        let full = core.drain.is_draining() || core.table.len() <= core.connections_max;
+        assert!(full, "{} connections of {}", core.table.len(), core.connections_max);
     }
 
     /// Turns until nothing happens any more, or `turns` are over.
@@ -256,6 +260,16 @@ fn every_good_peer_gets_all_its_bytes_back_over_any_kernel() {
         }
         let closed = rig.core.borrow_mut().counters.snapshot().closed;
         assert_eq!(closed.get(CloseReason::Forced), 0);
+        let world = rig.world.borrow();
+        let count =
+            |is: &dyn Fn(&Peer) -> bool| world.past().iter().filter(|peer| is(peer)).count() as u64;
+        let mute = count(&|peer| !matches!(peer.manner, Manner::Good | Manner::Deaf));
+        let late = closed.get(CloseReason::Idle) + closed.get(CloseReason::FirstByte);
+        assert!(late <= mute, "{late} timed out of {mute} that may: {closed:?}");
+        let stalled = count(&|peer| peer.manner == Manner::Deaf && peer.plan.len() > 8_000);
+        assert!(closed.get(CloseReason::WriteStall) >= stalled, "stalled {stalled}: {closed:?}");
+        let reset = count(&|peer| peer.fate == Fate::Reset);
+        assert!(reset >= closed.get(CloseReason::WriteStall), "reset {reset}: {closed:?}");
     });
 }
 
@@ -293,6 +307,17 @@ fn no_handler_upsets_the_books() {
     for_seeds("mixed", 2_000, |seed| {
         let rig = Rig::new(seed, House::Mixed);
         rig.run(300 + seed as usize % 2_000);
+        if seed % 8 == 0 {
+            // Whatever the handlers do, the deadlines end every connection.
+            let left = || rig.core.borrow_mut().table.len() > 0;
+            for _ in 0..20_000 {
+                if rig.world.borrow().is_quiet() && !left() {
+                    break;
+                }
+                rig.turn();
+            }
+            assert!(!left(), "a handler outlives its deadlines");
+        }
         rig.drain(seed % 5 * 200);
     });
 }

@@ -250,8 +250,8 @@ impl Drop for BufRing {
     }
 }
 
-/// The kernel wants the buffer ring on a page of its own.
-const PAGE_BYTES: usize = 4096;
+/// The kernel wants the buffer ring on a page of its own; some machines have pages of this size.
+const PAGE_BYTES: usize = 65536;
 
 #[cfg(test)]
 mod tests {

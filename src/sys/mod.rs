@@ -10,5 +10,6 @@ pub(crate) mod place;
 pub(crate) mod probe;
 pub(crate) mod signal;
 pub(crate) mod sock;
+pub(crate) mod thread;
 pub(crate) mod uring;
 pub(crate) mod wake;

@@ -52,6 +52,8 @@ pub(crate) struct Uring {
     doorbell: Arc<EventFd>,
     epoch: Instant,
     in_flight: usize,
+    /// Some operations did not end when they were told to.
+    given_up: bool,
     counters: DriverCounters,
 }
 
@@ -105,6 +107,7 @@ impl Uring {
             doorbell,
             epoch,
             in_flight: 0,
+            given_up: false,
             counters: DriverCounters::default(),
         };
         driver.poll_doorbell();
@@ -113,9 +116,12 @@ impl Uring {
 
     pub(crate) fn push(&mut self, token: Token, op: Op) {
         let entry = match op {
-            Op::Accept { listener: Name(fd) } => {
-                let flags = libc::SOCK_CLOEXEC;
-                opcode::AcceptMulti::new(Fd(fd)).flags(flags).build()
+            Op::Accept { listener: Name(fd), once: false } => {
+                opcode::AcceptMulti::new(Fd(fd)).flags(libc::SOCK_CLOEXEC).build()
+            }
+            Op::Accept { listener: Name(fd), once: true } => {
+                let (address, length) = (std::ptr::null_mut(), std::ptr::null_mut());
+                opcode::Accept::new(Fd(fd), address, length).flags(libc::SOCK_CLOEXEC).build()
             }
             Op::Receive { socket: Name(fd), once } => {
                 let ioprio = if once { 0 } else { RECV_MULTISHOT };
@@ -206,7 +212,7 @@ impl Uring {
             // What is queued must reach the kernel before it can be cancelled there.
             let _ = self.enter(Wait::No);
             let everything = CancelBuilder::any().all();
-            let _ = self.ring.uring.submitter().register_sync_cancel(None, everything);
+            let _ = self.ring.uring.submitter().register_sync_cancel(Some(CANCEL_WAIT), everything);
             let _ = self.enter(Wait::AtMostNs(1_000_000));
             // The doorbell's poll ends too; `reap` would arm it again.
             while self.reap_final(into) {}
@@ -214,6 +220,7 @@ impl Uring {
                 break;
             }
         }
+        self.given_up = self.in_flight > 0;
         self.in_flight
     }
 
@@ -288,7 +295,7 @@ impl Uring {
 
 impl Drop for Uring {
     fn drop(&mut self) {
-        if self.quiesce(QUIESCE_LIMIT, &mut Vec::new()) > 0 {
+        if self.given_up || self.quiesce(QUIESCE_LIMIT, &mut Vec::new()) > 0 {
             // The kernel may still write to the buffers and read what is being sent. Nothing of
             // it is freed: the ring, its buffers (`ManuallyDrop`), and the bytes in flight.
             std::mem::forget(std::mem::take(&mut self.sends));
@@ -428,6 +435,8 @@ struct RsrcUpdate {
 const GROUP: u16 = 0;
 /// A longer send is continued when the kernel has taken this much; its length field has 32 bits.
 const SEND_BYTES_MAX: usize = 1 << 30;
+/// How long one call may wait for what it has cancelled.
+const CANCEL_WAIT: Timespec = Timespec::new().nsec(1_000_000);
 /// How long dropping a ring waits for the last completions before it leaks.
 const QUIESCE_LIMIT: Duration = Duration::from_millis(100);
 

@@ -36,11 +36,16 @@ impl EventFd {
                 }
                 return Err(error);
             }
-            let mut count = 0u64;
-            // SAFETY: eight writable bytes, as an eventfd wants.
-            unsafe { libc::read(poll.fd, (&raw mut count).cast(), 8) };
-            return Ok(count);
+            return Ok(self.clear());
         }
+    }
+
+    /// Takes the counter back to zero and says what it was.
+    pub(crate) fn clear(&self) -> u64 {
+        let mut count = 0u64;
+        // SAFETY: eight writable bytes, as an eventfd wants; it does not block.
+        unsafe { libc::read(self.0.as_raw_fd(), (&raw mut count).cast(), 8) };
+        count
     }
 }
 
