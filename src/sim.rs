@@ -83,7 +83,7 @@ pub(crate) struct World {
 struct Running {
     token: Token,
     op: Op,
-    /// How much of a send is done; whether a receive was tried before.
+    /// How much of a send is done; 1 for a receive that was tried before.
     sent: usize,
     cancelled: bool,
 }
@@ -495,7 +495,7 @@ impl Drop for SimSocket {
     }
 }
 
-/// How long a wait without a limit may last in virtual time before it returns for nothing.
+/// How long, in virtual time, a wait without a limit may last before it returns for nothing.
 const FOREVER_NS: u64 = 1_000_000_000;
 /// After so many steps without news a wait jumps to its end.
 const STEPS_MAX: usize = 40;

@@ -34,7 +34,7 @@ mod tests {
         let (end, ended) = std::sync::mpsc::channel::<()>();
         let since = Instant::now();
         join_until(thread::spawn(|| ()), || false);
-        let busy = thread::spawn(move || drop(ended.recv()));
+        let busy = thread::spawn(move || assert!(ended.recv().is_err()));
         join_until(busy, || since.elapsed() > Duration::from_millis(20));
         assert!(since.elapsed() < Duration::from_secs(5));
         drop(end);
