@@ -164,10 +164,6 @@ impl World {
         (3..).find(|fd| !self.streams.contains_key(fd) && self.listener != Some(*fd)).unwrap_or(3)
     }
 
-    fn note(&mut self, what: u64) {
-        self.trace = (self.trace ^ what).wrapping_mul(0x0000_0100_0000_01B3);
-    }
-
     /// Lets the peers act and the kernel work.
     fn step(&mut self) {
         self.now_ns += 1 + self.rng.below(200_000);
@@ -315,7 +311,8 @@ impl World {
     }
 
     fn complete(&mut self, token: Token, last: bool, outcome: Outcome) {
-        self.note(token.bits() ^ u64::from(last));
+        self.trace ^= token.bits() ^ u64::from(last);
+        self.trace = self.trace.wrapping_mul(0x0000_0100_0000_01B3);
         self.ready.push(Completion { token, last, outcome });
     }
 
