@@ -85,7 +85,8 @@ variables! {
         /// Longest time without a byte in either direction.
         IDLE_MS idle_ms: u64 = 75_000, [milliseconds: 1..=86_400_000];
 
-        /// Longest time that queued output may wait without progress.
+        /// Longest time that queued output may wait while the peer takes nothing; noticed at most a
+        /// quarter later.
         WRITE_STALL_MS write_stall_ms: u64 = 30_000, [milliseconds: 1..=3_600_000];
 
         /// Greatest age of a connection.
