@@ -318,6 +318,7 @@ impl CoreCell {
             self.borrow_mut().counters.running.set(place);
             let mut cx = Context::from_waker(&body.waker);
             let polled = catch_unwind(AssertUnwindSafe(|| body.future.as_mut().poll(&mut cx)));
+            let polled = polled.map_err(discard_panic);
             let mut core = self.borrow_mut();
             core.counters.polls.add(1);
             core.counters.running.clear();
@@ -327,9 +328,7 @@ impl CoreCell {
                     core.graveyard.extend(aborted);
                 }
                 Ok(Poll::Ready(())) => core.finish_task(id, scope, body),
-                Err(panic) => {
-                    // Its destructor may panic as well.
-                    std::mem::forget(panic);
+                Err(()) => {
                     core.counters.panics.add(1);
                     if let Scope::Handler(connection) = scope {
                         core.fail(connection, CloseReason::HandlerPanic);
@@ -396,9 +395,15 @@ pub(crate) fn guarded(run: impl FnOnce()) -> bool {
     match catch_unwind(AssertUnwindSafe(run)) {
         Ok(()) => true,
         Err(panic) => {
-            // Its destructor may panic as well.
-            std::mem::forget(panic);
+            discard_panic(panic);
             false
         }
+    }
+}
+
+/// Drops what a panic has carried, which may panic as well; then that is leaked.
+fn discard_panic(panic: Box<dyn Any + Send>) {
+    if let Err(again) = catch_unwind(AssertUnwindSafe(move || drop(panic))) {
+        std::mem::forget(again);
     }
 }
