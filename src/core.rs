@@ -185,7 +185,7 @@ impl Core {
     fn wait(&self) -> Wait {
         let busy = self.more_completions || self.tasks.has_ready() || !self.graveyard.is_empty();
         // The last task or connection may just have gone, which is what the drain waits for.
-        if busy || self.drain.due(self.now_ns, self.left()).is_some() {
+        if busy || self.has_parked() || self.drain.due(self.now_ns, self.left()).is_some() {
             return Wait::No;
         }
         let expiry_ns = self.wheel.next_expiry_ms().map(|ms| ms.saturating_mul(NS_PER_MS));

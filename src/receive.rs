@@ -214,16 +214,17 @@ impl Core {
         self.advance_close(id);
     }
 
-    /// Gives those who wait for buffers another try, as many as there are buffers.
+    /// Gives those who wait for buffers another try, in their order, and no more of them than can
+    /// all be served.
     ///
     /// A receive is tried when it is submitted, before the kernel serves those that are armed
     /// already. They would take all buffers, again and again, if this one waited for data first.
     pub(crate) fn rearm_parked(&mut self) {
-        if self.parked.is_empty() {
+        let free = self.free_buffers();
+        if free == 0 {
             return;
         }
-        let pool = self.driver.pool();
-        for _ in pool.leased()..pool.buffers() {
+        for _ in 0..(free / TAKEN_AT_ONCE_MAX).max(1) {
             let Some(id) = self.parked.pop_front() else { return };
             if let Some(entry) = self.table.get_mut(id)
                 && entry.receive == Receive::Parked
@@ -232,6 +233,16 @@ impl Core {
                 self.arm_receive(id);
             }
         }
+    }
+
+    /// Whether somebody waits for buffers that are there.
+    pub(crate) fn has_parked(&self) -> bool {
+        !self.parked.is_empty() && self.free_buffers() > 0
+    }
+
+    fn free_buffers(&self) -> u32 {
+        let pool = self.driver.pool();
+        pool.buffers() - pool.leased()
     }
 }
 
@@ -242,6 +253,10 @@ impl Entry {
         self.input_bytes = 0;
     }
 }
+
+/// The most buffers that a multishot receive fills before others have their turn
+/// (`MULTISHOT_MAX_RETRY` in the kernel's io_uring/net.c).
+const TAKEN_AT_ONCE_MAX: u32 = 32;
 
 /// However small they are, so many chunks are enough: each costs a buffer or an allocation.
 const CHUNKS_MAX: usize = 128;
