@@ -17,7 +17,7 @@
 # is 0 only if each boot came to its end without a failure and ran at least one test.
 #
 # In the guest the tests find the repository's files and the executables at the paths they have
-# here, CARGO_MANIFEST_DIR, RING_TEST_EXAMPLES (where the examples are) and RING_TEST_SLOW=1
+# here, CARGO_MANIFEST_DIR, RING_TEST_EXAMPLES (where the examples are) and RING_TEST_SLOW=10
 # (emulation: scale time limits). They run as root with unlimited memlock, so a permission failure
 # can't show, and the guest says nothing about speed. Documentation tests don't run there.
 #
