@@ -2,16 +2,12 @@
 //! the drain. A socket is closed when nothing is in flight on it and never before; its entry
 //! leaves the table, and enters the books, when its last handle is gone too.
 
-use std::time::Duration;
-
-use crate::core::{Core, Timer};
-use crate::deadline::{DeadlineKind, Deadlines, Expired};
+use crate::core::Core;
+use crate::deadline::{DeadlineKind, Expired, Verdict};
 use crate::driver::{Shut, Socket};
-use crate::entry::{Linger, Receive};
-use crate::error::{Error, ErrorKind};
+use crate::entry::{Linger, Lingering, Receive};
 use crate::report::CloseReason;
 use crate::table::Id;
-use crate::wheel::Precision;
 
 impl Core {
     /// A hold on the connection is dropped. The last one closes it, at the end of the turn: by
@@ -28,7 +24,7 @@ impl Core {
     pub(crate) fn close_released(&mut self) {
         while let Some(id) = self.released.pop() {
             let Some(entry) = self.table.get_mut(id) else { continue };
-            entry.discard_input();
+            self.memory.give_back(entry.discard_input());
             entry.served = !entry.eof;
             for child in entry.take_children() {
                 self.graveyard.extend(self.tasks.abort(child));
@@ -53,27 +49,26 @@ impl Core {
         entry.ended = Some(reason);
         let abandoned = entry.abandon_output();
         self.counters.bytes_abandoned.add(abandoned as u64);
+        self.memory.give_back(abandoned);
         if reason != CloseReason::PeerReset {
             // What came before a reset may still be read.
-            entry.discard_input();
+            self.memory.give_back(entry.discard_input());
         }
-        if let Some(socket) = &entry.socket {
+        // A FIN would come before the reset that is meant; but only it ends a send.
+        let shut = !reason.resets() || entry.sending_bytes > 0;
+        if let Some(socket) = entry.socket.as_ref().filter(|_| shut) {
             socket.shut(Shut::Both);
         }
         self.tasks.wake(&mut entry.reader);
         self.tasks.wake(&mut entry.writer);
-        let watchers = entry.company.as_mut().map(|company| std::mem::take(&mut company.watchers));
-        for watcher in watchers.into_iter().flatten() {
-            if let Some(mut wake) = self.drain_waiters.remove(watcher) {
-                self.tasks.wake(&mut wake);
-            }
-        }
+        self.tell_watchers(id);
+        let Some(entry) = self.table.get_mut(id) else { return };
         // A handler has a moment to notice a deadline, and as long as an idle connection to
         // notice a peer that went away while it does something else.
         let grace_ms = match reason {
             // The drain itself drops the handlers that it has forced, and counts them.
             CloseReason::Forced => u64::MAX,
-            CloseReason::PeerReset => entry.deadlines.limit_ms(DeadlineKind::Idle),
+            CloseReason::PeerReset => entry.deadlines.limit_ms(&self.limits, DeadlineKind::Idle),
             _ => self.settings.force_grace_ms,
         };
         let until_ms = self.now_ms.saturating_add(grace_ms);
@@ -129,8 +124,8 @@ impl Core {
                 self.linger(id);
                 return;
             }
-            if entry.ended == Some(CloseReason::WriteStall) {
-                // Its peer takes nothing; a FIN behind the data would not reach it either.
+            if entry.ended.is_some_and(CloseReason::resets) {
+                // A FIN behind data that the peer does not take would not reach it either.
                 socket.abort_on_close();
             }
         }
@@ -143,8 +138,10 @@ impl Core {
     fn linger(&mut self, id: Id) {
         let Some(entry) = self.table.get_mut(id) else { return };
         entry.linger = Linger::Now;
-        entry.linger_until_ms = self.now_ms + self.settings.linger_ms;
+        let (until_ms, mark) = (self.now_ms + self.settings.linger_ms, u64::MAX);
+        entry.lingering = Some(Box::new(Lingering { until_ms, mark, bytes: 0 }));
         entry.receive = Receive::Off;
+        self.note_lingering(id);
         self.arm_linger(id);
         self.arm_receive(id);
     }
@@ -153,24 +150,48 @@ impl Core {
     fn arm_linger(&mut self, id: Id) {
         let Some(entry) = self.table.get_mut(id) else { return };
         let soon_ms = if entry.unread_seen { u64::MAX } else { self.now_ms + LINGER_STEP_MS };
-        let until_ms = entry.linger_until_ms.min(soon_ms);
-        entry.deadlines.enter_last_stage(Expired::Linger, until_ms);
+        let linger_ms = entry.lingering.as_ref().map_or(0, |lingering| lingering.until_ms);
+        entry.deadlines.enter_last_stage(Expired::Linger, linger_ms.min(soon_ms));
         self.arm_deadline(id);
     }
 
     /// Lingers as long as there is something to wait for, and time for it: while the peer takes
-    /// output, there is.
-    fn go_on_lingering(&mut self, id: Id) {
+    /// output, no slower than the least rate, there is.
+    pub(crate) fn go_on_lingering(&mut self, id: Id) {
+        let verdict = self.look_at_output(id);
         let Some(entry) = self.table.get_mut(id) else { return };
+        let Some(lingering) = &mut entry.lingering else { return };
         let unsent = entry.socket.as_ref().map_or(0, Socket::unsent_bytes);
-        if unsent > 0 && entry.takes_output() {
-            let until_ms = self.now_ms + self.settings.linger_ms;
-            entry.linger_until_ms = until_ms.min(entry.deadlines.lifetime_end_ms());
-        }
-        if (entry.unread_seen || unsent > 0) && self.now_ms < entry.linger_until_ms {
-            self.arm_linger(id);
+        let taken = entry.socket.as_ref().map_or(0, |it| it.acknowledged_bytes(entry.bytes_out).0);
+        let moved = std::mem::replace(&mut lingering.mark, taken) != taken;
+        if unsent > 0 && verdict == Verdict::TooSlow {
+            self.end(id, CloseReason::MinRate);
             return;
         }
+        if unsent > 0 && moved {
+            let until_ms = self.now_ms + self.settings.linger_ms;
+            lingering.until_ms = until_ms.min(entry.deadlines.lifetime_end_ms(&self.limits));
+        }
+        if (entry.unread_seen || unsent > 0) && self.now_ms < lingering.until_ms {
+            self.arm_linger(id);
+        } else {
+            self.stop_lingering(id);
+        }
+    }
+
+    /// Counts what is thrown away: a peer that sends and sends is not worth a linger.
+    pub(crate) fn throw_away(&mut self, id: Id, bytes: usize) {
+        let Some(entry) = self.table.get_mut(id) else { return };
+        entry.unread_seen = true;
+        let Some(lingering) = &mut entry.lingering else { return };
+        lingering.bytes += bytes as u64;
+        if entry.linger == Linger::Now && lingering.bytes > self.settings.linger_bytes {
+            self.stop_lingering(id);
+        }
+    }
+
+    fn stop_lingering(&mut self, id: Id) {
+        let Some(entry) = self.table.get_mut(id) else { return };
         entry.linger = Linger::Done;
         let until_ms = self.now_ms + self.settings.force_grace_ms;
         entry.deadlines.enter_last_stage(Expired::Grace, until_ms);
@@ -185,66 +206,13 @@ impl Core {
         if let Some(timer) = entry.timer {
             self.wheel.cancel(timer);
         }
+        let raced = entry.dismissed.is_some() && entry.unread_seen;
+        self.counters.idle_races.add(u64::from(raced));
+        self.forget(&mut entry);
         self.counters.close(entry.reason());
         self.counters.live.set(self.table.len() as u64);
-        self.accept_if_full();
-    }
-
-    /// Makes the wheel remind us of the connection's earliest deadline, if it would do so later.
-    pub(crate) fn arm_deadline(&mut self, id: Id) {
-        let Some(entry) = self.table.get_mut(id) else { return };
-        let (at_ms, _) = entry.deadlines.next();
-        if entry.timer.is_some() && entry.timer_ms <= at_ms {
-            return;
-        }
-        entry.timer_ms = at_ms;
-        match entry.timer {
-            Some(timer) => {
-                self.wheel.rearm(timer, at_ms);
-            }
-            None => {
-                let timer = self.wheel.insert(at_ms, Precision::Coarse, Timer::Connection(id));
-                entry.timer = Some(timer);
-            }
-        }
-    }
-
-    /// The wheel reminds us of a connection. Most of the time it has been active since.
-    pub(crate) fn on_deadline(&mut self, id: Id) {
-        let Some(entry) = self.table.get_mut(id) else { return };
-        entry.timer = None;
-        let (at_ms, expired) = entry.deadlines.next();
-        if at_ms > self.now_ms {
-            self.arm_deadline(id);
-            return;
-        }
-        match expired {
-            Expired::Kind(DeadlineKind::FirstByte) if self.drain.is_draining() => {
-                // It had its grace to say something; now it is idle like the others.
-                entry.deadlines.set(DeadlineKind::FirstByte, u64::MAX);
-                entry.drained = true;
-                self.tasks.wake(&mut entry.reader);
-                self.arm_deadline(id);
-            }
-            Expired::Kind(kind) => self.end(id, kind.close_reason()),
-            Expired::Look => {
-                let moved = entry.takes_output();
-                if entry.deadlines.looked_at_output(self.now_ms, moved) {
-                    self.end(id, CloseReason::WriteStall);
-                } else {
-                    self.arm_deadline(id);
-                }
-            }
-            Expired::Linger => self.go_on_lingering(id),
-            Expired::Grace => {
-                // A handle may have been moved out of the handler; then it is looked at again.
-                let again_ms = self.now_ms + self.limits.idle_ms;
-                entry.deadlines.enter_last_stage(Expired::Grace, again_ms);
-                self.arm_deadline(id);
-                self.drop_tasks(id);
-                self.advance_close(id);
-            }
-        }
+        self.give_back_places();
+        self.accept_if_held_up();
     }
 
     /// The drain has come to a connection: its waiters look again. One that has not sent a byte
@@ -253,61 +221,34 @@ impl Core {
         let grace_ms = self.settings.new_grace_ms;
         let Some(entry) = self.table.get_mut(id) else { return };
         if !entry.deadlines.has_first_byte() {
-            let limit_ms = entry.deadlines.limit_ms(DeadlineKind::FirstByte).min(grace_ms);
-            entry.deadlines.set(DeadlineKind::FirstByte, limit_ms);
+            let limit_ms = entry.deadlines.limit_ms(&self.limits, DeadlineKind::FirstByte);
+            entry.deadlines.set(&self.limits, DeadlineKind::FirstByte, limit_ms.min(grace_ms));
             self.arm_deadline(id);
         }
         let Some(entry) = self.table.get_mut(id) else { return };
+        entry.deadlines.told(self.now_ms);
+        // Whoever waits for input on asks again when to say farewell.
+        entry.farewell = false;
         self.tasks.wake(&mut entry.reader);
     }
 
+    /// Wakes those who wait for the connection to be closing.
+    pub(crate) fn tell_watchers(&mut self, id: Id) {
+        let Some(entry) = self.table.get_mut(id) else { return };
+        let watchers = entry.company.as_mut().map(|company| std::mem::take(&mut company.watchers));
+        for watcher in watchers.into_iter().flatten() {
+            if let Some(mut wake) = self.drain_waiters.remove(watcher) {
+                self.tasks.wake(&mut wake);
+            }
+        }
+    }
+
     /// Drops the tasks of a connection, outside of the borrow that this runs in.
-    fn drop_tasks(&mut self, id: Id) {
+    pub(crate) fn drop_tasks(&mut self, id: Id) {
         let Some(entry) = self.table.get_mut(id) else { return };
         let tasks = entry.handler.take().into_iter().chain(entry.take_children());
         for task in tasks {
             self.graveyard.extend(self.tasks.abort(task));
-        }
-    }
-}
-
-impl DeadlineKind {
-    fn close_reason(self) -> CloseReason {
-        match self {
-            DeadlineKind::FirstByte => CloseReason::FirstByte,
-            DeadlineKind::Idle => CloseReason::Idle,
-            DeadlineKind::WriteStall => CloseReason::WriteStall,
-            DeadlineKind::Lifetime => CloseReason::Lifetime,
-        }
-    }
-}
-
-impl CloseReason {
-    /// The error that an operation on a connection that was ended for this reason gets.
-    pub(crate) fn to_error(self, operation: &'static str, deadlines: Option<&Deadlines>) -> Error {
-        let late = |kind, words: &str, variable: &str| {
-            let limit_ms = deadlines.map_or(0, |deadlines| deadlines.limit_ms(kind));
-            Error::new(ErrorKind::TimedOut, operation)
-                .because(format!("{words} for {:?} ({variable})", Duration::from_millis(limit_ms)))
-        };
-        match self {
-            CloseReason::FirstByte => {
-                late(DeadlineKind::FirstByte, "no first byte came", "SLIPRING_FIRST_BYTE_MS")
-            }
-            CloseReason::Idle => {
-                late(DeadlineKind::Idle, "no byte went either way", "SLIPRING_IDLE_MS")
-            }
-            CloseReason::WriteStall => {
-                late(DeadlineKind::WriteStall, "the peer took no output", "SLIPRING_WRITE_STALL_MS")
-            }
-            CloseReason::Lifetime => {
-                late(DeadlineKind::Lifetime, "the connection has lived", "SLIPRING_LIFETIME_MS")
-            }
-            CloseReason::Forced => {
-                Error::new(ErrorKind::Forced, operation).because("the drain's deadline has come")
-            }
-            _ => Error::new(ErrorKind::PeerReset, operation)
-                .because("the peer reset the connection, or its machine is gone"),
         }
     }
 }

@@ -12,8 +12,10 @@ use self::form::Form;
 use self::variable::{PREFIX, Plain, Variable, Written};
 use crate::error::{Error, ErrorKind, Result};
 
+pub use self::choices::{HalfClose, Overload, ReportFormat};
 pub use self::explain::Explanation;
 
+mod choices;
 mod explain;
 mod form;
 #[macro_use]
@@ -32,7 +34,7 @@ variables! {
         LISTEN listen: &str = "127.0.0.1:7000", [addresses];
 
         /// The CPUs to run a core on each, such as `0-3,8`; `auto` is the affinity mask, capped by
-        /// the cgroup's CPU quota.
+        /// the cgroup's CPU quota. With `SLIPRING_PIN=0` only their number counts.
         CPUS cpus: &str = "auto", [cpus];
     }
 
@@ -54,12 +56,41 @@ variables! {
         /// Size of a receive buffer.
         BUFFER_BYTES buffer_bytes: u32 = 4_096, [bytes: multiple of 64, 256..=1_048_576];
 
+        /// Large receive buffers of a core, for connections that receive in bulk. Their memory is
+        /// only used once they are.
+        LARGE_BUFFERS large_buffers: u32 = 64, [buffers: power of two, 2..=16_384];
+
+        /// Size of a large receive buffer; there are none where it is not above
+        /// `SLIPRING_BUFFER_BYTES`.
+        LARGE_BUFFER_BYTES large_buffer_bytes: u32 = 65_536,
+            [bytes: multiple of 64, 256..=16_777_216];
+
         /// Connections that may wait in a listener's queue; the kernel caps it at
         /// `net.core.somaxconn`.
         BACKLOG backlog: u32 = 4_096, [connections: 1..=65_535];
 
-        /// Connections of the whole process, shared out to the cores.
+        /// Connections of the whole process; one core has at most half more than its share, and one
+        /// that waits at an address keeps a place for the next connection there.
         CONNECTIONS_MAX connections_max: usize = 10_000, [connections: 1..=4_000_000];
+
+        /// Connections of one IPv4 address, or one IPv6 network of 64 bits, over all cores; more
+        /// are closed as soon as they are accepted.
+        CONNECTIONS_PER_IP_MAX connections_per_ip_max: u32 = 0,
+            [connections: 0 = off, 1..=4_000_000];
+
+        /// Share of the connections' limit, or of a core's memory, from which on connections are
+        /// closed to make room: those that linger, then those that have been idle for longest, none
+        /// that was active in the last second. It goes on until 5 % less are in use.
+        EVICT_PERCENT evict_percent: u32 = 95, [percent: 0 = off, 10..=100];
+
+        /// Bytes that all connections of a core may have queued in both directions; above it
+        /// receives pause and `send` waits, until an eighth of it is free.
+        MEMORY_BYTES_MAX memory_bytes_max: usize = 268_435_456,
+            [bytes: 65_536..=1_099_511_627_776];
+
+        /// What becomes of a connection for which there is no place: it waits in the listener's
+        /// queue, or it is accepted and closed.
+        OVERLOAD overload: Overload = Overload::Queue, [queue | reject];
 
         /// Whether small writes leave at once (`TCP_NODELAY`).
         NODELAY nodelay: bool = true, [0 | 1];
@@ -82,27 +113,64 @@ variables! {
         /// Longest time from accept to the first byte received.
         FIRST_BYTE_MS first_byte_ms: u64 = 10_000, [milliseconds: 1..=3_600_000];
 
-        /// Longest time without a byte in either direction.
+        /// Longest time from a message's first byte to its end, however its bytes are spread.
+        MESSAGE_MS message_ms: u64 = 30_000, [milliseconds: 1..=86_400_000];
+
+        /// Longest time without a byte in either direction while a handler waits for input.
         IDLE_MS idle_ms: u64 = 75_000, [milliseconds: 1..=86_400_000];
 
-        /// Longest time that queued output may wait while the peer takes nothing; noticed at most a
-        /// quarter later.
+        /// Longest time without a byte in either direction while a handler does something else.
+        HANDLER_MS handler_ms: u64 = 60_000, [milliseconds: 1..=86_400_000];
+
+        /// Longest time that output may wait, here or in the kernel, while the peer takes nothing;
+        /// noticed at most a quarter later.
         WRITE_STALL_MS write_stall_ms: u64 = 30_000, [milliseconds: 1..=3_600_000];
 
-        /// Greatest age of a connection.
+        /// Least rate of a message that is being received, and of output as the peer acknowledges
+        /// it.
+        MIN_RATE_BYTES_PER_S min_rate_bytes_per_s: u64 = 240,
+            [bytes: 0 = off, 1..=1_000_000_000];
+
+        /// How long either direction may be slower than `SLIPRING_MIN_RATE_BYTES_PER_S`; noticed
+        /// at most a quarter later.
+        MIN_RATE_GRACE_MS min_rate_grace_ms: u64 = 5_000, [milliseconds: 1..=3_600_000];
+
+        /// What a peer's end of its side means while the handler is busy: `finish` lets the handler
+        /// go on, `abort` ends the connection.
+        HALF_CLOSE half_close: HalfClose = HalfClose::Finish, [finish | abort];
+
+        /// Longest time that a handler goes on without a byte sent after the peer has ended its
+        /// side.
+        HALF_CLOSE_MS half_close_ms: u64 = 30_000, [milliseconds: 1..=86_400_000];
+
+        /// Greatest age of a connection, for each up to a tenth less, so that not all end at once;
+        /// one that is busy then has `SLIPRING_DRAIN_MS` to finish.
         LIFETIME_MS lifetime_ms: u64 = 86_400_000, [milliseconds: 1..=31_536_000_000];
+
+        /// Silence of a peer after which it is asked for a sign of life, for each up to a tenth
+        /// more or less; for addresses with a frame to ask with.
+        HEARTBEAT_MS heartbeat_ms: u64 = 0, [milliseconds: 0 = off, 1..=86_400_000];
+
+        /// How long a peer that was asked for a sign of life may give none.
+        HEARTBEAT_TIMEOUT_MS heartbeat_timeout_ms: u64 = 5_000, [milliseconds: 1..=3_600_000];
 
         /// How long unread input is read and thrown away after our FIN, so that the peer gets the
         /// last response and no reset.
         LINGER_MS linger_ms: u64 = 2_000, [milliseconds: 0 = off, 1..=60_000];
 
+        /// The most unread input that is thrown away so; a peer that sends more is reset.
+        LINGER_BYTES linger_bytes: u64 = 1_048_576, [bytes: 0..=1_073_741_824];
+
         /// Bytes received and not yet taken by the handler above which a connection's receive is
         /// paused; at least `SLIPRING_BUFFER_BYTES`.
-        RECEIVE_QUEUE_BYTES receive_queue_bytes: usize = 65_536, [bytes: 256..=67_108_864];
+        RECEIVE_QUEUE_BYTES receive_queue_bytes: usize = 131_072, [bytes: 256..=67_108_864];
 
         /// Bytes of a connection accepted by `send` and `write` and not yet in the kernel above
         /// which `send` waits.
         SEND_QUEUE_BYTES send_queue_bytes: usize = 262_144, [bytes: 1_024..=268_435_456];
+
+        /// Connections accepted in one turn of a core.
+        ACCEPT_BUDGET accept_budget: u32 = 64, [connections: 1..=65_536];
 
         /// Task polls in one turn of a core.
         TASK_BUDGET task_budget: u32 = 256, [polls: 1..=65_536];
@@ -125,12 +193,31 @@ variables! {
         /// How long a drain keeps a connection that has not sent a byte.
         NEW_GRACE_MS new_grace_ms: u64 = 1_000, [milliseconds: 0..=60_000];
 
+        /// Time over which a drain spreads its closes of idle connections, so that their peers do
+        /// not all come back at once. The last of them come before seven eighths of the deadline.
+        CLOSE_SPREAD_MS close_spread_ms: u64 = 0, [milliseconds: 0 = off, 1..=3_600_000];
+
+        /// How long after its last byte a drain keeps an idle connection, so that a request that is
+        /// on its way is served; not beyond seven eighths of the deadline.
+        IDLE_MIN_KEEP_MS idle_min_keep_ms: u64 = 0, [milliseconds: 0 = off, 1..=3_600_000];
+
+        /// How long a drain holds off new handshakes before it empties and closes the listeners,
+        /// which takes `CAP_NET_ADMIN`; 0 leaves the listeners as they are.
+        SYN_QUIESCE_MS syn_quiesce_ms: u64 = 10, [milliseconds: 0 = off, 1..=1_000];
+
         /// How long a handler whose connection was ended has to notice, before its future is
         /// dropped. In a drain it lies before the deadline and takes at most a tenth of it.
         FORCE_GRACE_MS force_grace_ms: u64 = 100, [milliseconds: 0..=10_000];
 
         /// How long a bind is retried while a predecessor still holds the address.
         BIND_RETRY_MS bind_retry_ms: u64 = 1_000, [milliseconds: 0..=60_000];
+
+        /// Time between two self-checks of a core: walks over its connections that also count them
+        /// by state and age for `stats`. There are none while it has no connections.
+        CHECK_MS check_ms: u64 = 10_000, [milliseconds: 0 = off, 10..=86_400_000];
+
+        /// How long a poll of a task, or a turn of a core, may take before it counts as a stall.
+        STALL_MS stall_ms: u64 = 100, [milliseconds: 0 = off, 20..=60_000];
 
         /// How a program should print its reports; the library itself prints nothing.
         REPORT report: ReportFormat = ReportFormat::Text, [text | json];
@@ -172,25 +259,6 @@ pub(crate) enum Source {
     Default,
     Environment,
     Code,
-}
-
-/// How a program prints its reports: the value of `SLIPRING_REPORT`.
-///
-/// # Examples
-///
-/// ```
-/// use slipring::{Config, ReportFormat};
-///
-/// let config = Config::default().report(ReportFormat::Json);
-/// assert_eq!(config.report_format(), ReportFormat::Json);
-/// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum ReportFormat {
-    /// Lines for people, the default.
-    #[default]
-    Text,
-    /// One JSON object, for machines.
-    Json,
 }
 
 impl Config {
@@ -245,6 +313,7 @@ impl Config {
     /// - A value is malformed or out of bounds.
     /// - `SLIPRING_CQ_ENTRIES` is less than twice `SLIPRING_SQ_ENTRIES`.
     /// - `SLIPRING_RECEIVE_QUEUE_BYTES` is less than `SLIPRING_BUFFER_BYTES`.
+    /// - `SLIPRING_MEMORY_BYTES_MAX` is less than `SLIPRING_SEND_QUEUE_BYTES`.
     ///
     /// # Examples
     ///
@@ -269,6 +338,9 @@ impl Config {
         }
         if settings.receive_queue_bytes < settings.buffer_bytes as usize {
             return Err(self.conflict(&RECEIVE_QUEUE_BYTES, "less than", &BUFFER_BYTES));
+        }
+        if settings.memory_bytes_max < settings.send_queue_bytes {
+            return Err(self.conflict(&MEMORY_BYTES_MAX, "less than", &SEND_QUEUE_BYTES));
         }
         Ok(settings)
     }

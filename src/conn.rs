@@ -1,22 +1,23 @@
 //! The connection as its handler sees it.
 
 use std::fmt;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::net::SocketAddr;
 use std::panic::Location;
 use std::rc::Rc;
-use std::task::{Poll, ready};
 use std::time::Duration;
 
 use crate::buf::{Chunk, SendBuf};
+use crate::closing::{Closing, until_closing};
 use crate::core::{Core, CoreRef, NS_PER_MS};
 use crate::deadline::DeadlineKind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::executor::Scope;
 use crate::listen::Handler;
 use crate::report::CloseReason;
+use crate::split::{ReadHalf, WriteHalf};
 use crate::table::Id;
-use crate::task::{self, JoinHandle, spawn_in};
+use crate::task::{JoinHandle, spawn_in};
 
 /// An accepted connection, owned by its handler.
 ///
@@ -25,10 +26,10 @@ use crate::task::{self, JoinHandle, spawn_in};
 /// `SLIPRING_LINGER_MS`, since closing over unread input would reset the connection and destroy
 /// output that the peer has not read yet.
 ///
-/// Whatever the handler does, the connection has deadlines: for its first byte, for being idle, for
-/// output that the peer does not take, and for its lifetime. When one passes, the connection is
-/// shut, pending calls return an error of kind [`ErrorKind::TimedOut`], and the handler's future is
-/// dropped `SLIPRING_FORCE_GRACE_MS` later.
+/// Whatever the handler does, the connection has deadlines, one for each [`DeadlineKind`]. When one
+/// passes, the connection is shut, pending calls return an error of kind [`ErrorKind::TimedOut`],
+/// and the handler's future is dropped `SLIPRING_FORCE_GRACE_MS` later. At the end of its lifetime
+/// it is first told, as by a drain: [`Connection::recv`] says `None` once it is idle.
 ///
 /// # Examples
 ///
@@ -52,25 +53,11 @@ pub struct Connection {
     write: WriteHalf,
 }
 
-/// The receiving half of a [`Connection`]; see [`Connection::into_split`].
-#[derive(Debug)]
-pub struct ReadHalf {
-    link: Link,
-    /// The chunk that is being read piecemeal.
-    partial: Option<Chunk>,
-}
-
-/// The sending half of a [`Connection`]; see [`Connection::into_split`].
-#[derive(Debug)]
-pub struct WriteHalf {
-    link: Link,
-}
-
 /// Names a connection among all that the process has ever had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ConnectionId {
-    core: u64,
-    id: Id,
+    pub(crate) core: u64,
+    pub(crate) id: Id,
 }
 
 impl fmt::Display for ConnectionId {
@@ -81,7 +68,7 @@ impl fmt::Display for ConnectionId {
 
 impl Connection {
     fn new(link: &Link) -> Connection {
-        let read = ReadHalf { link: link.clone(), partial: None };
+        let read = ReadHalf { link: link.clone(), partial: None, in_message: false };
         Connection { read, write: WriteHalf { link: link.clone() } }
     }
 
@@ -95,6 +82,8 @@ impl Connection {
     /// * [`ErrorKind::PeerReset`]: the peer reset the connection; what came before was returned.
     /// * [`ErrorKind::TimedOut`]: a deadline passed.
     /// * [`ErrorKind::Forced`]: the drain's deadline came.
+    /// * [`ErrorKind::Resource`]: it was evicted to make room for others.
+    /// * [`ErrorKind::Closed`]: the peer has ended its side, and `SLIPRING_HALF_CLOSE` is `abort`.
     ///
     /// # Cancel safety
     /// Safe: what was received stays with the connection for the next call.
@@ -108,7 +97,7 @@ impl Connection {
     /// As [`Connection::recv`], and [`ErrorKind::UnexpectedEof`].
     ///
     /// # Cancel safety
-    /// Not safe: what was copied to `buf` is lost with it.
+    /// Not safe: what was copied to `buf` is lost with it, and the message stays open.
     pub fn read_exact(&mut self, buf: &mut [u8]) -> impl Future<Output = Result<()>> {
         self.read.read_exact(buf)
     }
@@ -119,7 +108,7 @@ impl Connection {
     /// As [`Connection::recv`], and [`ErrorKind::TooLong`].
     ///
     /// # Cancel safety
-    /// Not safe: what was read of an unfinished line is lost.
+    /// Not safe: what was read of an unfinished line is lost, and the message stays open.
     pub fn read_until(
         &mut self,
         delimiter: u8,
@@ -202,10 +191,14 @@ impl Connection {
         core.table.get(self.link().id)?.socket.as_ref()?.peer_addr()
     }
 
-    /// Whether the server drains: finish the message at hand and begin no other.
+    /// Whether the server drains, or the connection has reached its greatest age: finish the
+    /// message at hand and begin no other.
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        self.link().core.borrow_mut().drain.is_draining()
+        let Link { core, id } = self.link();
+        let core = core.borrow_mut();
+        let retired = core.table.get(*id).is_some_and(|entry| entry.deadlines.is_retired());
+        core.drain.is_draining() || retired
     }
 
     /// How long until the drain drops the handler; `None` while no drain runs.
@@ -214,22 +207,34 @@ impl Connection {
         self.link().core.borrow_mut().remaining_ns().map(Duration::from_nanos)
     }
 
-    /// Waits until the server drains or the connection is ended by a deadline or the peer.
+    /// Waits until the server or this core drains or the connection has reached its greatest age,
+    /// which is advisory, or it is ended by a deadline, the peer or the drain's deadline, which is
+    /// not: [`Closing`] says which.
     ///
-    /// Advisory, for a handler that is busy with something else than this connection. Those that
-    /// wait for input need not ask: [`Connection::recv`] tells them.
+    /// For a handler that is busy with something else than this connection. Those that
+    /// wait for input need not ask: [`Connection::recv`] tells them. The future borrows nothing.
     ///
     /// # Cancel safety
     /// Safe.
-    pub fn closing(&self) -> impl Future<Output = ()> {
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # async fn handler(mut conn: slipring::Connection) -> slipring::Result<()> {
+    /// let closing = conn.closing();
+    /// let why = conn.spawn(async move { closing.await })?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn closing(&self) -> impl Future<Output = Closing> + use<> {
         let Link { core, id } = self.link();
-        task::until_closing(Rc::clone(core), Some(*id))
+        until_closing(Rc::clone(core), Some(*id))
     }
 
     /// Runs a future next to the handler; it is dropped when the connection ends.
     ///
     /// # Errors
-    /// As [`task::spawn`].
+    /// As [`task::spawn`](crate::task::spawn).
     #[track_caller]
     pub fn spawn<F>(&self, future: F) -> Result<JoinHandle<F::Output>>
     where
@@ -240,7 +245,17 @@ impl Connection {
         spawn_in(core, Scope::Child(*id), Location::caller(), future)
     }
 
-    /// Sets one of this connection's deadlines anew, counted from what it always counts from.
+    /// Says that a message begins here. See [`ReadHalf::begin_message`].
+    pub fn begin_message(&self) {
+        self.read.begin_message();
+    }
+
+    /// Says that the message has come to its end. See [`ReadHalf::end_message`].
+    pub fn end_message(&self) {
+        self.read.end_message();
+    }
+
+    /// Sets one of this connection's limits anew, counted from what it always counts from.
     ///
     /// # Errors
     /// [`ErrorKind::Config`] for less than a millisecond or more than a year: no connection is
@@ -254,12 +269,35 @@ impl Connection {
                     .because("expected 1 ms to 365 days")
             })?;
         let Link { core, id } = self.link();
-        let mut core = core.borrow_mut();
-        if let Some(entry) = core.table.get_mut(*id) {
-            entry.deadlines.set(kind, limit_ms);
-            core.arm_deadline(*id);
-        }
+        core.borrow_mut().set_deadline(*id, kind, limit_ms);
         Ok(())
+    }
+
+    /// Gives one of this connection's deadlines more time: the one that runs, and those of its kind
+    /// that follow.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] where that would be more than a year.
+    pub fn extend_deadline(&self, kind: DeadlineKind, by: Duration) -> Result<()> {
+        let limit_ms = self.link().core.borrow_mut().limit_ms(self.link().id, kind);
+        self.set_deadline(kind, Duration::from_millis(limit_ms).saturating_add(by))
+    }
+
+    /// How long until a deadline passes if nothing more happens; `None` while it does not run.
+    ///
+    /// The handler that asks is busy, so [`DeadlineKind::Idle`] runs only if another task waits for
+    /// input, with the [`ReadHalf`]. For [`DeadlineKind::WriteStall`] it asks the kernel.
+    #[must_use]
+    pub fn deadline(&self, kind: DeadlineKind) -> Option<Duration> {
+        let Link { core, id } = self.link();
+        core.borrow_mut().deadline_in_ms(*id, kind).map(Duration::from_millis)
+    }
+
+    /// Ends the connection with a reset: the peer is to know that it did not get everything.
+    /// Output that was not delivered is dropped.
+    pub fn abort(self) {
+        let Link { core, id } = self.link();
+        core.borrow_mut().end(*id, CloseReason::Aborted);
     }
 
     fn link(&self) -> &Link {
@@ -267,169 +305,10 @@ impl Connection {
     }
 }
 
-impl ReadHalf {
-    /// Receives what has come; see [`Connection::recv`].
-    ///
-    /// # Errors
-    /// As [`Connection::recv`].
-    ///
-    /// # Cancel safety
-    /// Safe.
-    pub fn recv(&mut self) -> impl Future<Output = Result<Option<Chunk>>> {
-        self.next_chunk(false)
-    }
-
-    /// Fills `buf` entirely. An empty stream is an error like one that ends too early; where the
-    /// end may come, ask [`ReadHalf::fill_buf`] first.
-    ///
-    /// # Errors
-    /// As [`Connection::recv`], and [`ErrorKind::UnexpectedEof`].
-    ///
-    /// # Cancel safety
-    /// Not safe: what was copied to `buf` is lost with it.
-    pub async fn read_exact(&mut self, buf: &mut [u8]) -> Result<()> {
-        let mut filled = 0;
-        while filled < buf.len() {
-            let Some(mut chunk) = self.next_chunk(filled > 0).await? else {
-                return Err(Error::new(ErrorKind::UnexpectedEof, "read_exact")
-                    .because(format!("{filled} of {} bytes had come", buf.len())));
-            };
-            let count = chunk.len().min(buf.len() - filled);
-            buf[filled..filled + count].copy_from_slice(&chunk[..count]);
-            filled += count;
-            chunk.advance(count);
-            self.put_back(chunk);
-        }
-        Ok(())
-    }
-
-    /// Reads up to and including `delimiter`, at most `max` bytes. `None` at the end of the
-    /// stream; a last line without its delimiter is returned as it is.
-    ///
-    /// # Errors
-    /// As [`Connection::recv`], and [`ErrorKind::TooLong`] when `max` bytes hold no delimiter.
-    ///
-    /// # Cancel safety
-    /// Not safe: what was read of an unfinished line is lost.
-    pub async fn read_until(&mut self, delimiter: u8, max: usize) -> Result<Option<Vec<u8>>> {
-        let mut line = Vec::new();
-        loop {
-            let Some(mut chunk) = self.next_chunk(!line.is_empty()).await? else {
-                return Ok(Some(line).filter(|line| !line.is_empty()));
-            };
-            let found = chunk.iter().position(|byte| *byte == delimiter);
-            let count = found.map_or(chunk.len(), |at| at + 1);
-            if line.len() + count > max {
-                self.put_back(chunk);
-                return Err(Error::new(ErrorKind::TooLong, "read_until")
-                    .because(format!("no delimiter within {max} bytes")));
-            }
-            line.extend_from_slice(&chunk[..count]);
-            chunk.advance(count);
-            self.put_back(chunk);
-            if found.is_some() {
-                return Ok(Some(line));
-            }
-        }
-    }
-
-    /// The received bytes that have not been consumed, waiting for some if there are none. Empty
-    /// at the end of the stream.
-    ///
-    /// # Errors
-    /// As [`Connection::recv`].
-    ///
-    /// # Cancel safety
-    /// Safe.
-    pub async fn fill_buf(&mut self) -> Result<&[u8]> {
-        if let Some(chunk) = self.next_chunk(false).await? {
-            self.put_back(chunk);
-        }
-        Ok(self.partial.as_deref().unwrap_or(&[]))
-    }
-
-    /// Marks bytes that [`ReadHalf::fill_buf`] has shown as read.
-    ///
-    /// # Panics
-    /// When it has not shown that many.
-    pub fn consume(&mut self, count: usize) {
-        if let Some(mut chunk) = self.partial.take() {
-            chunk.advance(count);
-            self.put_back(chunk);
-        } else {
-            assert_eq!(count, 0, "consume of bytes that were not shown");
-        }
-    }
-
-    fn next_chunk(&mut self, mid_message: bool) -> impl Future<Output = Result<Option<Chunk>>> {
-        poll_fn(move |cx| match self.partial.take() {
-            Some(chunk) => Poll::Ready(Ok(Some(chunk))),
-            None => {
-                let Link { core, id } = &self.link;
-                core.borrow_mut().poll_receive(*id, mid_message, cx)
-            }
-        })
-    }
-
-    fn put_back(&mut self, chunk: Chunk) {
-        self.partial = (!chunk.is_empty()).then_some(chunk);
-    }
-}
-
-impl WriteHalf {
-    /// Gives bytes away to be sent, without a copy.
-    ///
-    /// Returns as soon as they are accepted, which is at once unless `SLIPRING_SEND_QUEUE_BYTES`
-    /// are queued already; all output of one turn of the loop leaves together. What was accepted
-    /// is delivered whole, also when the handler returns right after, unless the peer goes away or
-    /// the drain's deadline comes.
-    ///
-    /// # Errors
-    /// As [`Connection::recv`]. A failure to deliver shows in a later call.
-    ///
-    /// # Cancel safety
-    /// Safe in that no byte is sent twice; a buffer that was not accepted yet is dropped.
-    pub fn send(&mut self, buf: impl Into<SendBuf>) -> impl Future<Output = Result<()>> {
-        let mut buf = Some(buf.into());
-        let Link { core, id } = &self.link;
-        poll_fn(move |cx| core.borrow_mut().poll_send(*id, &mut buf, cx))
-    }
-
-    /// Copies bytes to the output: many small writes of a turn leave as one send.
-    ///
-    /// # Errors
-    /// As [`WriteHalf::send`].
-    ///
-    /// # Cancel safety
-    /// Not safe when `bytes` is longer than `SLIPRING_SEND_QUEUE_BYTES`: a part may be queued.
-    pub fn write(&mut self, mut bytes: &[u8]) -> impl Future<Output = Result<()>> {
-        let Link { core, id } = &self.link;
-        poll_fn(move |cx| {
-            while !bytes.is_empty() {
-                let count = ready!(core.borrow_mut().poll_write(*id, bytes, cx))?;
-                bytes = &bytes[count..];
-            }
-            Poll::Ready(Ok(()))
-        })
-    }
-
-    /// Waits until the kernel has taken all output. It may still be on its way to the peer.
-    ///
-    /// # Errors
-    /// As [`WriteHalf::send`].
-    ///
-    /// # Cancel safety
-    /// Safe.
-    pub fn flush(&mut self) -> impl Future<Output = Result<()>> {
-        let Link { core, id } = &self.link;
-        poll_fn(|cx| core.borrow_mut().poll_flush(*id, cx))
-    }
-}
-
 /// A counted hold on a connection's table entry; the last one to go closes the connection.
 pub(crate) struct Link {
-    core: CoreRef,
-    id: Id,
+    pub(crate) core: CoreRef,
+    pub(crate) id: Id,
 }
 
 impl Link {

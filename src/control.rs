@@ -5,11 +5,14 @@
 //! an earlier one.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
+use crate::bind::ListenAddr;
+use crate::drain::Phase;
 use crate::post::{Message, Post};
-use crate::report::{CoreReport, DrainReport, PhaseTimes};
+use crate::report::{CoreReport, DrainReport};
+use crate::stalls::Stall;
 use crate::stats::{Counters, Stats};
 
 /// Shared by the cores of a server, its handles, and whoever waits for its end.
@@ -19,7 +22,11 @@ pub(crate) struct Control {
     /// Nanoseconds since the epoch; `u64::MAX` while nobody has ordered a drain.
     deadline_ns: AtomicU64,
     seats: Vec<Seat>,
+    /// Where the server listens, in the order of the cores' listeners; set before they accept.
+    addrs: OnceLock<Vec<ListenAddr>>,
     ended: Mutex<Vec<Option<CoreReport>>>,
+    /// Which cores were told to leave while the others go on.
+    leaving: Mutex<Vec<bool>>,
     news: Condvar,
 }
 
@@ -33,9 +40,20 @@ pub(crate) struct Seat {
 
 impl Control {
     pub(crate) fn new(epoch: Instant, seats: Vec<Seat>) -> Control {
+        let leaving = Mutex::new(vec![false; seats.len()]);
         let ended = Mutex::new(seats.iter().map(|_| None).collect());
         let deadline_ns = AtomicU64::new(u64::MAX);
-        Control { epoch, deadline_ns, seats, ended, news: Condvar::new() }
+        let (addrs, news) = (OnceLock::new(), Condvar::new());
+        Control { epoch, deadline_ns, seats, addrs, ended, leaving, news }
+    }
+
+    pub(crate) fn set_addrs(&self, addrs: Vec<ListenAddr>) {
+        self.addrs.get_or_init(|| addrs);
+    }
+
+    /// The address of a listener.
+    pub(crate) fn addr(&self, listener: u16) -> Option<ListenAddr> {
+        self.addrs.get()?.get(usize::from(listener)).cloned()
     }
 
     pub(crate) fn seats(&self) -> &[Seat] {
@@ -52,9 +70,13 @@ impl Control {
 
     /// Orders a drain, or shortens the one that runs. Any thread may, and does not wait.
     pub(crate) fn begin_drain(&self, within: Duration) {
+        self.begin_drain_at(self.deadline_within(within));
+    }
+
+    fn deadline_within(&self, within: Duration) -> u64 {
         let deadline = self.epoch.elapsed().saturating_add(within).as_nanos();
         // u64::MAX stands for "no drain"; a drain in 584 years is none either.
-        self.begin_drain_at(u64::try_from(deadline).unwrap_or(u64::MAX).min(u64::MAX - 1));
+        u64::try_from(deadline).unwrap_or(u64::MAX).min(u64::MAX - 1)
     }
 
     /// As [`Control::begin_drain`], with the deadline in nanoseconds since the epoch.
@@ -68,6 +90,60 @@ impl Control {
         self.news.notify_all();
     }
 
+    /// Tells one core to leave, and returns by when. `None` if no other core would be left.
+    pub(crate) fn retire(&self, core: usize, within: Duration) -> Option<u64> {
+        let mut leaving = self.leaving.lock().unwrap_or_else(|poison| poison.into_inner());
+        let stays = |(other, leaves): (usize, &bool)| other != core && !leaves;
+        if !leaving.iter().enumerate().any(stays) {
+            return None;
+        }
+        leaving[core] = true;
+        let deadline_ns = self.deadline_within(within);
+        // A core that has ended already needs no telling.
+        let _ = self.seats[core].post.post(Message::Retire(deadline_ns));
+        Some(deadline_ns)
+    }
+
+    /// Waits for one core's end as [`Control::wait`] does for all.
+    pub(crate) fn wait_for(&self, core: usize, deadline_ns: u64) -> CoreReport {
+        let mut ended = self.lock();
+        loop {
+            if let Some(report) = &ended[core] {
+                return report.clone();
+            }
+            let deadline_ns = deadline_ns.min(self.deadline_ns());
+            let Some(wait) = self.time_until_stuck(deadline_ns) else { break };
+            let waited = self.news.wait_timeout(ended, wait);
+            ended = waited.map_or_else(|poison| poison.into_inner().0, |(guard, _)| guard);
+        }
+        self.seats[core].stuck()
+    }
+
+    /// How much longer a core may take whose deadline this is.
+    fn time_until_stuck(&self, deadline_ns: u64) -> Option<Duration> {
+        let now_ns = self.epoch.elapsed().as_nanos() as u64;
+        let give_up_ns = deadline_ns.saturating_add(STUCK_AFTER.as_nanos() as u64);
+        (now_ns < give_up_ns).then(|| Duration::from_nanos(give_up_ns - now_ns))
+    }
+
+    /// Where the core stands that has got least far in the drain of the whole server.
+    pub(crate) fn phase(&self) -> Phase {
+        if self.deadline_ns() == u64::MAX {
+            return Phase::Running;
+        }
+        let ended = self.lock();
+        let up = self.seats.iter().zip(ended.iter()).filter(|(_, end)| end.is_none());
+        let phases = up.map(|(seat, _)| Phase::of(seat.counters.phase.get()));
+        phases.min().map_or(Phase::Down, |phase| phase.max(Phase::LameDuck))
+    }
+
+    /// Tells the cores that a listener of one of them has gone.
+    pub(crate) fn put_steering_right(&self) {
+        for seat in &self.seats {
+            let _ = seat.post.post(Message::Steer);
+        }
+    }
+
     /// A core has ended: its ring is gone and its sockets are closed.
     pub(crate) fn report(&self, index: usize, report: CoreReport) {
         self.lock()[index] = Some(report);
@@ -79,12 +155,7 @@ impl Control {
     pub(crate) fn wait(&self) -> DrainReport {
         let mut ended = self.lock();
         while ended.iter().any(Option::is_none) {
-            let now_ns = self.epoch.elapsed().as_nanos() as u64;
-            let give_up_ns = self.deadline_ns().saturating_add(STUCK_AFTER.as_nanos() as u64);
-            if now_ns >= give_up_ns {
-                break;
-            }
-            let wait = Duration::from_nanos(give_up_ns - now_ns);
+            let Some(wait) = self.time_until_stuck(self.deadline_ns()) else { break };
             let waited = self.news.wait_timeout(ended, wait);
             ended = waited.map_or_else(|poison| poison.into_inner().0, |(guard, _)| guard);
         }
@@ -94,10 +165,27 @@ impl Control {
         }
     }
 
+    /// Waits for the server's end, no longer than so long. True when it has ended, or a core is so
+    /// late that nobody waits for it.
+    pub(crate) fn has_ended_within(&self, time: Duration) -> bool {
+        let until = Instant::now() + time;
+        let mut ended = self.lock();
+        loop {
+            if ended.iter().all(Option::is_some) || self.is_over() {
+                return true;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            let waited = self.news.wait_timeout(ended, left);
+            ended = waited.map_or_else(|poison| poison.into_inner().0, |(guard, _)| guard);
+        }
+    }
+
     /// Whether the time is up that [`Control::wait`] would wait for at most.
     pub(crate) fn is_over(&self) -> bool {
-        let now_ns = self.epoch.elapsed().as_nanos() as u64;
-        now_ns >= self.deadline_ns().saturating_add(STUCK_AFTER.as_nanos() as u64)
+        self.time_until_stuck(self.deadline_ns()).is_none()
     }
 
     pub(crate) fn stats(&self) -> Stats {
@@ -110,14 +198,19 @@ impl Control {
 }
 
 impl Seat {
+    /// The core's stalls, with the moments that tell them apart.
+    pub(crate) fn watched(&self, core: usize) -> Vec<(u64, Stall)> {
+        self.counters.watch.all(core, &self.counters.running)
+    }
+
     fn stuck(&self) -> CoreReport {
         let task = self.counters.running.get();
         CoreReport {
             cpu: self.cpu,
             stats: self.counters.snapshot(),
-            phases: PhaseTimes::default(),
             stuck: Some(task.map_or_else(|| "none".to_owned(), ToString::to_string)),
-            failure: None,
+            mismatches: self.counters.findings(),
+            ..CoreReport::default()
         }
     }
 }
@@ -125,3 +218,32 @@ impl Seat {
 /// How long after the deadline a core may still be closing its ring. Together with the turn that a
 /// waiter needs to be scheduled, it keeps a drain within 100 ms of its deadline.
 const STUCK_AFTER: Duration = Duration::from_millis(80);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Scenario 18: the order is its deadline, so whoever sees the one sees the other.
+    #[test]
+    fn nobody_sees_a_drain_without_its_deadline_and_the_deadline_only_falls() {
+        for _ in 0..if cfg!(miri) { 2 } else { 200 } {
+            let control = Control::new(Instant::now(), Vec::new());
+            std::thread::scope(|scope| {
+                for n in 0..3 {
+                    let control = &control;
+                    scope.spawn(move || {
+                        (0..100).for_each(|m| control.begin_drain_at(1_000_000 - 100 * n - m));
+                    });
+                }
+                let mut last_ns = u64::MAX;
+                while last_ns > 1_000_000 - 299 {
+                    let deadline_ns = control.deadline_ns();
+                    assert!(deadline_ns <= last_ns);
+                    let order = 1_000_000 - 299..=1_000_000;
+                    assert!(deadline_ns == u64::MAX || order.contains(&deadline_ns));
+                    last_ns = deadline_ns;
+                }
+            });
+        }
+    }
+}

@@ -15,19 +15,31 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::audit::Audit;
 use crate::buf::Chunk;
+use crate::caps::Lease;
 use crate::config::Settings;
+use crate::connections::ConnectionInfo;
 use crate::control::Control;
 use crate::deadline::Limits;
-use crate::drain::{Drain, Left, Phase, Plan};
+use crate::drain::{Drain, Phase, Plan};
 use crate::driver::{Completion, Driver, Outcome, Wait};
+use crate::ending::Walks;
 use crate::entry::Entry;
 use crate::error::{Error, Result};
-use crate::executor::{Body, Scope, Tasks, Wake, drop_guarded, guarded};
+use crate::executor::{Body, Scope, Tasks, Wake, guarded};
+use crate::hooks::Hook;
+use crate::inspect::Inspections;
+use crate::leftover::Leftover;
 use crate::listen::{Listener, NO_CONNECTION};
+use crate::memory::Memory;
+use crate::pause::Pauses;
 use crate::post::{Message, Post};
-use crate::report::{CloseReason, PhaseTimes};
-use crate::stats::{CoreStats, Counters};
+use crate::pressure::Pressure;
+use crate::server::CoreInfo;
+use crate::stats::Counters;
+use crate::stop::StopMethod;
+use crate::sys::clock::coarse_ms;
 use crate::sys::gather::Gather;
 use crate::table::{Id, Table};
 use crate::task::spawn_task;
@@ -48,6 +60,8 @@ pub(crate) enum Timer {
     Connection(Id),
     Sleeper(Id),
     Listener(u32),
+    Audit,
+    Pressure,
 }
 
 /// Everything that one thread owns.
@@ -58,12 +72,25 @@ pub(crate) struct Core {
     pub(crate) limits: Limits,
     pub(crate) now_ns: u64,
     pub(crate) now_ms: u64,
+    pub(crate) pauses: Pauses,
     pub(crate) table: Table<Entry>,
     pub(crate) listeners: Vec<Listener>,
     pub(crate) wheel: Wheel<Timer>,
     pub(crate) sleepers: Table<Sleeper>,
     pub(crate) tasks: Tasks,
     pub(crate) drain: Drain,
+    pub(crate) walks: Walks,
+    /// This core leaves a server that goes on.
+    pub(crate) retired: bool,
+    /// When it has to be gone then, on the clock of the driver; `u64::MAX` for never.
+    pub(crate) retire_ns: u64,
+    pub(crate) stop: Option<StopMethod>,
+    /// Run when a drain begins.
+    pub(crate) hooks: Vec<Hook>,
+    pub(crate) hooks_run: u64,
+    pub(crate) leftover: Leftover,
+    pub(crate) oldest_survivor: Option<ConnectionInfo>,
+    pub(crate) info: CoreInfo,
     pub(crate) drain_waiters: Table<Wake>,
     pub(crate) counters: Arc<Counters>,
     /// Connections with output to be sent at the end of the turn.
@@ -80,14 +107,26 @@ pub(crate) struct Core {
     pub(crate) spare_inputs: Vec<Box<VecDeque<Chunk>>>,
     /// Futures to be dropped when nobody has the core borrowed.
     pub(crate) graveyard: Vec<Body>,
-    /// The most connections this core may have.
-    pub(crate) connections_max: usize,
+    /// Counts the turns.
+    pub(crate) turn: u64,
+    /// The listener that was the first to be emptied in this turn.
+    pub(crate) next_listener: usize,
+    /// What the connections have queued.
+    pub(crate) memory: Memory,
+    pub(crate) pressure: Pressure,
+    /// Connections in the table that were accepted only to be closed.
+    pub(crate) refused: usize,
+    /// The places for connections that this core has.
+    pub(crate) lease: Lease,
     pub(crate) myself: Weak<CoreCell>,
-    control: Arc<Control>,
-    post: Post,
+    pub(crate) control: Arc<Control>,
+    pub(crate) post: Post,
+    pub(crate) inspections: Inspections,
+    pub(crate) audit: Audit,
     completions: Vec<Completion>,
     more_completions: bool,
-    mail: Vec<Message>,
+    /// What has come from other threads and is still to be heard.
+    pub(crate) mail: VecDeque<Message>,
     fired: Vec<(TimerKey, Timer)>,
     enter_failures: u32,
 }
@@ -96,7 +135,7 @@ impl Core {
     pub(crate) fn start(
         driver: Driver,
         settings: Settings,
-        connections_max: usize,
+        lease: Lease,
         control: Arc<Control>,
         counters: Arc<Counters>,
         post: Post,
@@ -106,28 +145,35 @@ impl Core {
         let plan = Plan {
             lameduck_ns: settings.lameduck_ms * NS_PER_MS,
             force_grace_ns: settings.force_grace_ms * NS_PER_MS,
-        };
-        let limits = Limits {
-            first_byte_ms: settings.first_byte_ms,
-            idle_ms: settings.idle_ms,
-            write_stall_ms: settings.write_stall_ms,
-            lifetime_ms: settings.lifetime_ms,
+            close_spread_ns: settings.close_spread_ms * NS_PER_MS,
+            idle_min_keep_ns: settings.idle_min_keep_ms * NS_PER_MS,
         };
         let serial = post.serial();
+        counters.watch.set_limit(settings.stall_ms);
         Rc::new_cyclic(|myself| CoreCell {
             serial,
             core: RefCell::new(Core {
                 driver,
                 settings,
-                limits,
+                limits: Limits::new(&settings),
                 now_ns,
                 now_ms,
+                pauses: Pauses::new(settings.heartbeat_timeout_ms * NS_PER_MS / 4),
                 table: Table::new(),
                 listeners: Vec::new(),
                 wheel: Wheel::new(now_ms),
                 sleepers: Table::new(),
                 tasks: Tasks::new(Arc::clone(&post)),
                 drain: Drain::new(plan),
+                walks: Walks::default(),
+                retired: false,
+                retire_ns: u64::MAX,
+                stop: None,
+                hooks: Vec::new(),
+                hooks_run: 0,
+                leftover: Leftover::default(),
+                oldest_survivor: None,
+                info: CoreInfo { index: 0, cpu: 0, cores: 1 },
                 drain_waiters: Table::new(),
                 counters,
                 dirty: Vec::new(),
@@ -136,13 +182,20 @@ impl Core {
                 spare: Vec::new(),
                 spare_inputs: Vec::new(),
                 graveyard: Vec::new(),
-                connections_max,
+                turn: 0,
+                next_listener: 0,
+                memory: Memory::new(settings.memory_bytes_max),
+                pressure: Pressure::default(),
+                refused: 0,
+                lease,
                 myself: Weak::clone(myself),
                 control,
                 post,
+                inspections: Inspections::default(),
+                audit: Audit::default(),
                 completions: Vec::new(),
                 more_completions: false,
-                mail: Vec::new(),
+                mail: VecDeque::new(),
                 fired: Vec::with_capacity(settings.expiry_budget as usize),
                 enter_failures: 0,
             }),
@@ -154,26 +207,44 @@ impl Core {
         self.close_released();
         self.flush_outputs();
         self.rearm_parked();
-        let mut wait = self.wait();
+        let now_ns = self.driver.now_ns();
+        self.end_turn(now_ns);
+        let mut wait = self.wait(now_ns);
         if wait != Wait::No && !self.post.mailbox.fall_asleep() {
             wait = Wait::No;
         }
+        self.pauses.back_by(match wait {
+            Wait::No => self.now_ns,
+            Wait::AtMostNs(ns) => self.now_ns.saturating_add(ns),
+            Wait::Forever => u64::MAX,
+        });
         let entered = self.driver.enter(wait);
         if wait != Wait::No {
             self.post.mailbox.wake_up();
         }
+        self.counters.watch.turn_begins(coarse_ms());
         self.heed(entered)?;
         let budget = self.settings.completion_budget as usize;
+        self.turn += 1;
         let mut completions = std::mem::take(&mut self.completions);
         self.more_completions = self.driver.reap(&mut completions, budget);
         self.now_ns = self.driver.now_ns();
         self.now_ms = self.now_ns / NS_PER_MS;
+        self.pauses.back(self.now_ns, !completions.is_empty());
         self.wheel.advance(self.now_ms);
         for completion in completions.drain(..) {
             self.dispatch(completion);
         }
         self.completions = completions;
+        self.take_connections();
+        self.relieve_pressure();
+        self.wake_memory_waiters();
         Ok(())
+    }
+
+    /// Tells the cores of a process apart, those of several servers too.
+    pub(crate) fn serial(&self) -> u64 {
+        self.post.serial()
     }
 
     /// Now, as what a deadline counts from: rounded up, so that none of them is early.
@@ -181,9 +252,32 @@ impl Core {
         self.now_ns.div_ceil(NS_PER_MS)
     }
 
+    /// Takes down how long it was since the kernel's answer.
+    fn end_turn(&self, now_ns: u64) {
+        if !self.counters.watch.is_in_turn() {
+            return;
+        }
+        let turn_us = now_ns.saturating_sub(self.now_ns) / 1_000;
+        if turn_us > self.counters.turn_longest_us.get() {
+            self.counters.turn_longest_us.set(turn_us);
+        }
+        if self.counters.watch.turn_ends(coarse_ms()) {
+            self.counters.stalls.add(1);
+        }
+    }
+
     /// How long there is nothing to do.
-    fn wait(&self) -> Wait {
-        let busy = self.more_completions || self.tasks.has_ready() || !self.graveyard.is_empty();
+    fn wait(&self, now_ns: u64) -> Wait {
+        let busy = self.more_completions
+            || self.tasks.has_ready()
+            || !self.graveyard.is_empty()
+            || self.listeners.iter().any(Listener::is_taking)
+            || !self.mail.is_empty()
+            || self.pressure.is_on()
+            || self.memory.has_waiters()
+            || !self.inspections.is_empty()
+            || self.audit.is_under_way()
+            || !self.walks.is_done();
         // The last task or connection may just have gone, which is what the drain waits for.
         if busy || self.has_parked() || self.drain.due(self.now_ns, self.left()).is_some() {
             return Wait::No;
@@ -191,7 +285,7 @@ impl Core {
         let expiry_ns = self.wheel.next_expiry_ms().map(|ms| ms.saturating_mul(NS_PER_MS));
         match expiry_ns.into_iter().chain(self.drain.next_ns()).min() {
             None => Wait::Forever,
-            Some(next_ns) => match next_ns.saturating_sub(self.driver.now_ns()) {
+            Some(next_ns) => match next_ns.saturating_sub(now_ns) {
                 0 => Wait::No,
                 ns => Wait::AtMostNs(ns),
             },
@@ -219,11 +313,11 @@ impl Core {
         }
     }
 
-    fn dispatch(&mut self, completion: Completion) {
+    pub(crate) fn dispatch(&mut self, completion: Completion) {
         let Completion { token, last, outcome } = completion;
         let id = Id { index: token.slot(), generation: token.generation() };
         match outcome {
-            Outcome::Accepted(result) => self.on_accepted(token.slot(), last, result),
+            Outcome::Accepted(result) => self.on_accepted(token.slot(), result),
             Outcome::Received(result) => self.on_received(id, last, result),
             Outcome::Sent(result, gather) => self.on_sent(id, result, gather),
             Outcome::Hangup(result) => self.on_hangup(id, result),
@@ -237,6 +331,9 @@ impl Core {
 
     /// Fires what is due, up to the budget; the rest follows next turn.
     fn expire(&mut self) {
+        if self.pauses.is_catching_up(self.now_ns) {
+            return;
+        }
         let mut fired = std::mem::take(&mut self.fired);
         self.wheel.expire(self.now_ms, self.settings.expiry_budget as usize, &mut fired);
         for (_, timer) in fired.drain(..) {
@@ -248,55 +345,15 @@ impl Core {
                     }
                 }
                 Timer::Listener(index) => self.accept_again(index),
+                Timer::Audit => self.begin_audit(),
+                Timer::Pressure => self.end_rest(),
             }
         }
         self.fired = fired;
     }
 
-    /// Hears of the drain's deadline and goes through the phases that are due.
-    fn advance_drain(&mut self) {
-        let deadline_ns = self.control.deadline_ns();
-        if deadline_ns < self.drain.deadline_ns() {
-            self.drain.order(self.now_ns, deadline_ns);
-        }
-        if self.drain.phase() == Phase::Running {
-            return;
-        }
-        loop {
-            match self.drain.advance(self.now_ns, self.left()) {
-                Some(Phase::StopAccept) => self.stop_accept(),
-                Some(Phase::DrainConnections) => self.drain_connections(),
-                Some(Phase::Force) => self.force_connections(),
-                Some(_) => {}
-                None => return,
-            }
-        }
-    }
-
-    fn left(&self) -> Left {
-        let listeners = self.listeners.iter().filter(|listener| listener.is_open()).count();
-        Left { listeners, connections: self.table.len(), tasks: self.tasks.len() }
-    }
-
-    fn drain_connections(&mut self) {
-        for id in self.drain_waiters.ids().collect::<Vec<_>>() {
-            if let Some(mut wake) = self.drain_waiters.remove(id) {
-                self.tasks.wake(&mut wake);
-            }
-        }
-        for id in self.table.ids().collect::<Vec<_>>() {
-            self.drain_connection(id);
-        }
-    }
-
-    fn force_connections(&mut self) {
-        for id in self.table.ids().collect::<Vec<_>>() {
-            self.end(id, CloseReason::Forced);
-        }
-    }
-
     /// Publishes what the driver counts.
-    fn publish_counters(&self) {
+    pub(crate) fn publish_counters(&self) {
         let driver = self.driver.counters();
         self.counters.enters.set(driver.enters);
         self.counters.submissions.set(driver.submissions);
@@ -304,13 +361,9 @@ impl Core {
         self.counters.overflows.set(driver.overflows);
         self.counters.unknown.set(driver.stale);
         self.counters.tasks.set(self.tasks.len() as u64);
+        self.counters.memory_bytes.set(self.memory.used() as u64);
         self.counters.timers.set(self.wheel.len() as u64);
-    }
-
-    /// Nanoseconds until the drain's deadline, if there is one.
-    pub(crate) fn remaining_ns(&self) -> Option<u64> {
-        (self.drain.phase() > Phase::Running)
-            .then(|| self.drain.deadline_ns().saturating_sub(self.driver.now_ns()))
+        self.counters.phase.set(self.drain.phase() as u64);
     }
 }
 
@@ -329,77 +382,35 @@ impl CoreCell {
             let mut core = self.borrow_mut();
             core.exchange()?;
             core.expire();
+            core.audit_piece();
         }
         self.read_mail();
-        self.borrow_mut().advance_drain();
+        self.inspect();
+        self.advance_drain();
         self.run_tasks();
         let core = self.borrow_mut();
         core.publish_counters();
         Ok(core.drain.phase() != Phase::Down)
     }
 
-    /// Ends whatever the drain has left, sees every operation's end, and closes the books.
-    pub(crate) fn shut_down(self: &Rc<CoreCell>) {
-        let leftover = self.borrow_mut().take_all_tasks();
-        drop_guarded(leftover);
-        // Handlers are anyone's code, and may own connections of the core.
-        let handlers = self.borrow_mut().take_handlers();
-        guarded(move || drop(handlers));
-        self.borrow_mut().force_connections();
-        let give_up_ns = self.borrow_mut().driver.now_ns() + SHUT_DOWN_LIMIT_NS;
-        loop {
-            // Handles that were dropped with their futures let their connections go now.
-            self.bury();
-            let mut core = self.borrow_mut();
-            // One whose socket is closed is only held by somebody who never lets it go.
-            let closed = core.table.iter().all(|(_, entry)| entry.socket.is_none());
-            if closed || core.driver.now_ns() >= give_up_ns {
-                break;
-            }
-            core.close_released();
-            core.flush_outputs();
-            let _ = core.driver.enter(Wait::AtMostNs(NS_PER_MS));
-            let mut completions = Vec::new();
-            core.driver.reap(&mut completions, usize::MAX);
-            for completion in completions {
-                core.dispatch(completion);
+    /// Hears what other threads have sent, up to a budget: whoever sends faster than this reads
+    /// must hold up neither the connections nor a drain.
+    fn read_mail(self: &Rc<CoreCell>) {
+        {
+            let core = &mut *self.borrow_mut();
+            if core.mail.is_empty() {
+                core.post.mailbox.take(&mut core.mail);
             }
         }
-        let late_mail = {
-            let mut core = self.borrow_mut();
-            let (limit, mut last) = (Duration::from_nanos(SHUT_DOWN_LIMIT_NS), Vec::new());
-            let leaked = core.driver.quiesce(limit, &mut last);
-            for completion in last {
-                core.dispatch(completion);
-            }
-            core.counters.leaked_operations.add(leaked as u64);
-            for id in core.table.ids().collect::<Vec<_>>() {
-                core.remove_forced(id, leaked > 0);
-            }
-            let listeners = std::mem::take(&mut core.listeners);
-            if leaked > 0 {
-                // The kernel may still use their descriptors.
-                std::mem::forget(listeners);
-            }
-            core.publish_counters();
-            core.post.mailbox.close()
-        };
-        guarded(move || drop(late_mail));
-        self.bury();
-    }
-
-    fn read_mail(self: &Rc<CoreCell>) {
-        let mut mail = {
-            let mut core = self.borrow_mut();
-            let mut mail = std::mem::take(&mut core.mail);
-            core.post.mailbox.take(&mut mail);
-            mail
-        };
-        for message in mail.drain(..) {
+        for _ in 0..MAIL_BUDGET {
+            let Some(message) = self.borrow_mut().mail.pop_front() else { return };
             self.borrow_mut().counters.messages.add(1);
             match message {
                 Message::Wake(id) => self.borrow_mut().tasks.make_ready(id),
-                Message::Look => {}
+                Message::Look => self.borrow_mut().hear_of_places(),
+                Message::Inspect(question) => self.borrow_mut().inspections.push(question),
+                Message::Retire(deadline_ns) => self.borrow_mut().retire_at(deadline_ns),
+                Message::Steer => self.borrow_mut().put_steering_right(),
                 Message::Spawn(place, make) => {
                     // The maker is anyone's code; a panic in it is its own.
                     let spawn = || drop(spawn_task(self, Scope::Core, place, make()));
@@ -408,29 +419,6 @@ impl CoreCell {
                     }
                 }
             }
-        }
-        self.borrow_mut().mail = mail;
-    }
-}
-
-impl Core {
-    /// The books and the phases' times, for the report.
-    pub(crate) fn account(&self) -> (CoreStats, PhaseTimes) {
-        let phases = self.drain.durations_ns(self.driver.now_ns());
-        (self.counters.snapshot(), PhaseTimes(phases))
-    }
-
-    /// Closes the books on a connection whose operations did not all end.
-    fn remove_forced(&mut self, id: Id, leak: bool) {
-        if let Some(mut entry) = self.table.remove(id) {
-            self.tasks.discard(Some(std::mem::take(&mut entry.reader)));
-            self.tasks.discard(Some(std::mem::take(&mut entry.writer)));
-            if leak {
-                // The kernel may still use the descriptor: never close it.
-                std::mem::forget(entry.socket.take());
-            }
-            self.counters.close(entry.reason());
-            self.counters.live.set(self.table.len() as u64);
         }
     }
 }
@@ -442,7 +430,7 @@ impl fmt::Debug for CoreCell {
 }
 
 pub(crate) const NS_PER_MS: u64 = 1_000_000;
-/// How long a core that is down waits for the last completions before it leaks; twice at most.
-const SHUT_DOWN_LIMIT_NS: u64 = 30 * NS_PER_MS;
+/// Messages of other threads that are heard in one turn.
+const MAIL_BUDGET: usize = 256;
 const ENTER_FAILURES_BEFORE_PAUSE: u32 = 8;
 const ENTER_PAUSE: Duration = Duration::from_millis(1);

@@ -7,20 +7,22 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use crate::caps::{Lease, Places};
 use crate::config::Settings;
 use crate::control::Control;
 use crate::core::{Core, CoreRef};
 use crate::driver::{Driver, Socket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::executor::{guarded, panic_text};
+use crate::hooks::Hook;
 use crate::listen::Listener;
 use crate::local::Entered;
 use crate::machine::Facts;
 use crate::refusal;
 use crate::report::CoreReport;
-use crate::server::{CoreInfo, MakeHandler};
+use crate::server::{CoreInfo, Maker};
+use crate::stop::Membership;
 use crate::sys::affinity;
-use crate::sys::place::Place;
 use crate::sys::uring::{RingSetup, Uring};
 use crate::sys::wake::EventFd;
 
@@ -31,13 +33,18 @@ pub(crate) struct Seed {
     pub(crate) pin: bool,
     pub(crate) bell: Arc<EventFd>,
     pub(crate) control: Arc<Control>,
-    pub(crate) makers: Vec<(Arc<MakeHandler>, Place)>,
+    pub(crate) places: Arc<Places>,
+    pub(crate) makers: Vec<Maker>,
     pub(crate) drain_within: Duration,
+    pub(crate) hooks: Vec<Hook>,
 }
+
+/// One core's listener of an address.
+pub(crate) type Share = (OwnedFd, Option<Membership>);
 
 impl Seed {
     /// The whole life of a core.
-    fn live(mut self, ready: &Sender<Result<()>>, go: &Receiver<Vec<OwnedFd>>) {
+    fn live(mut self, ready: &Sender<Result<()>>, go: &Receiver<Vec<Share>>) {
         let core = match self.make_core() {
             Ok(core) => core,
             Err(error) => {
@@ -46,24 +53,27 @@ impl Seed {
             }
         };
         let handlers: Vec<_> =
-            self.makers.iter().map(|(make, at)| (make(&self.info), *at)).collect();
+            self.makers.iter().map(|it| ((it.make)(&self.info), it.clone())).collect();
         let _ = ready.send(Ok(()));
         // No word means that another core could not be started.
         let Ok(sockets) = go.recv() else { return };
         {
             let mut core = core.borrow_mut();
-            for (socket, (handler, place)) in sockets.into_iter().zip(handlers) {
-                core.listeners.push(Listener::new(Socket::Os(socket), handler, place));
+            (core.info, core.hooks) = (self.info, std::mem::take(&mut self.hooks));
+            for ((socket, membership), (handler, maker)) in sockets.into_iter().zip(handlers) {
+                let listener = Listener::new(Socket::Os(socket), handler, maker.place);
+                let listener = listener.with_heartbeat(maker.heartbeat).in_group(membership);
+                core.listeners.push(listener);
             }
         }
         let failure = self.serve(&core);
-        let (stats, phases) = core.borrow_mut().account();
+        let account = core.borrow_mut().account();
         drop(core);
         // What the handlers' makers hold is anyone's, and may take its time to go.
         let makers = std::mem::take(&mut self.makers);
         guarded(move || drop(makers));
         let cpu = self.info.cpu;
-        let report = CoreReport { cpu, stats, phases, stuck: None, failure };
+        let report = CoreReport { cpu, failure, ..account };
         self.control.report(self.info.index, report);
     }
 
@@ -79,6 +89,8 @@ impl Seed {
             cq_entries: self.settings.cq_entries,
             buffers: self.settings.buffers as u16,
             buffer_bytes: self.settings.buffer_bytes,
+            large_buffers: self.settings.large_buffers_made() as u16,
+            large_buffer_bytes: self.settings.large_buffer_bytes,
         };
         let epoch = self.control.epoch();
         let uring =
@@ -86,10 +98,10 @@ impl Seed {
         let uring =
             uring.map_err(|error| refusal::explain(error, setup.asked(), &Facts::read()))?;
         let seat = &self.control.seats()[self.info.index];
-        let share = self.settings.connections_max.div_ceil(self.info.cores);
+        let lease = Lease::new(Arc::clone(&self.places), self.info.index);
         let (counters, post) = (Arc::clone(&seat.counters), Arc::clone(&seat.post));
         let driver = Driver::Uring(Box::new(uring));
-        Ok(Core::start(driver, self.settings, share, Arc::clone(&self.control), counters, post))
+        Ok(Core::start(driver, self.settings, lease, Arc::clone(&self.control), counters, post))
     }
 
     /// Turns until the core is down, and closes it. Returns what went wrong, if anything did.
@@ -110,7 +122,7 @@ impl Seed {
             self.control.begin_drain(self.drain_within);
         }
         let closed = catch_unwind(AssertUnwindSafe(|| core.shut_down()));
-        failure.or_else(|| closed.err().map(|panic| panic_text(&*panic)))
+        failure.or_else(|| closed.unwrap_or_else(|panic| Some(panic_text(&*panic))))
     }
 }
 
@@ -118,7 +130,7 @@ impl Seed {
 #[derive(Default)]
 pub(crate) struct Crew {
     threads: Vec<JoinHandle<()>>,
-    starts: Vec<Sender<Vec<OwnedFd>>>,
+    starts: Vec<Sender<Vec<Share>>>,
     ready: Vec<Receiver<Result<()>>>,
 }
 
@@ -145,7 +157,7 @@ impl Crew {
         Ok(())
     }
 
-    pub(crate) fn go(mut self, shares: Vec<Vec<OwnedFd>>) -> Vec<JoinHandle<()>> {
+    pub(crate) fn go(mut self, shares: Vec<Vec<Share>>) -> Vec<JoinHandle<()>> {
         for (start, share) in self.starts.iter().zip(shares) {
             // A core that is gone already is found by `join`.
             let _ = start.send(share);

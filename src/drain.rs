@@ -25,10 +25,27 @@ pub enum Phase {
     Down,
 }
 
+impl Phase {
+    /// The phase with this number.
+    pub(crate) fn of(number: u64) -> Phase {
+        let all = [
+            Phase::Running,
+            Phase::LameDuck,
+            Phase::StopAccept,
+            Phase::DrainConnections,
+            Phase::Force,
+        ];
+        all.into_iter().find(|phase| *phase as u64 == number).unwrap_or(Phase::Down)
+    }
+}
+
 /// What is still there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Left {
+    /// Listeners whose queues are being emptied.
     pub(crate) listeners: usize,
+    /// Those that wait for descriptors, which the end of connections may bring.
+    pub(crate) starved: usize,
     pub(crate) connections: usize,
     pub(crate) tasks: usize,
 }
@@ -38,6 +55,8 @@ pub(crate) struct Left {
 pub(crate) struct Plan {
     pub(crate) lameduck_ns: u64,
     pub(crate) force_grace_ns: u64,
+    pub(crate) close_spread_ns: u64,
+    pub(crate) idle_min_keep_ns: u64,
 }
 
 /// One core's drain.
@@ -47,6 +66,8 @@ pub(crate) struct Drain {
     phase: Phase,
     begun_ns: u64,
     deadline_ns: u64,
+    /// Until then connections are still accepted though no new ones are wanted.
+    hold_until_ns: Option<u64>,
     /// When each phase was entered, in the order of [`Phase`].
     entered_ns: [u64; PHASES],
 }
@@ -58,6 +79,7 @@ impl Drain {
             phase: Phase::Running,
             begun_ns: 0,
             deadline_ns: u64::MAX,
+            hold_until_ns: None,
             entered_ns: [0; PHASES],
         }
     }
@@ -68,6 +90,11 @@ impl Drain {
 
     pub(crate) fn is_draining(&self) -> bool {
         self.phase >= Phase::StopAccept
+    }
+
+    /// Whether listeners go on accepting: they do until new handshakes are held off.
+    pub(crate) fn accepts(&self) -> bool {
+        self.phase < Phase::StopAccept || self.hold_until_ns.is_some()
     }
 
     pub(crate) fn deadline_ns(&self) -> u64 {
@@ -83,6 +110,32 @@ impl Drain {
         self.deadline_ns = self.deadline_ns.min(deadline_ns);
     }
 
+    /// One core of a server that goes on leaves: there is nobody to be told that it is a lame duck.
+    pub(crate) fn retire(&mut self, now_ns: u64, deadline_ns: u64) {
+        if self.phase == Phase::Running {
+            self.plan.lameduck_ns = 0;
+        }
+        self.order(now_ns, deadline_ns);
+    }
+
+    /// Goes on accepting for so long, or until time is up.
+    pub(crate) fn hold(&mut self, now_ns: u64, hold_ns: u64) {
+        self.hold_until_ns = Some(now_ns.saturating_add(hold_ns));
+    }
+
+    /// Ends the hold if it is time; true once.
+    pub(crate) fn end_hold(&mut self, now_ns: u64) -> bool {
+        let over = self.hold_end_ns().is_some_and(|end_ns| now_ns >= end_ns);
+        if over {
+            self.hold_until_ns = None;
+        }
+        over
+    }
+
+    fn hold_end_ns(&self) -> Option<u64> {
+        self.hold_until_ns.map(|until_ns| until_ns.min(self.force_ns()))
+    }
+
     /// Enters the next phase if it is time, and says which. Call it until it says `None`.
     pub(crate) fn advance(&mut self, now_ns: u64, left: Left) -> Option<Phase> {
         let next = self.due(now_ns, left)?;
@@ -90,17 +143,25 @@ impl Drain {
         Some(next)
     }
 
+    /// Whether time is up, so that nothing may be waited for any more.
+    pub(crate) fn is_late(&self, now_ns: u64) -> bool {
+        self.is_draining() && now_ns >= self.force_ns()
+    }
+
     /// The phase that it is time to enter.
     pub(crate) fn due(&self, now_ns: u64, left: Left) -> Option<Phase> {
         let forced = now_ns >= self.force_ns();
-        let quiet = left.connections == 0 && left.tasks == 0;
+        let accepting = left.listeners > 0 || left.starved > 0;
+        let quiet = left.connections == 0 && left.tasks == 0 && !accepting;
         match self.phase {
             Phase::LameDuck if forced || now_ns >= self.lameduck_end_ns() => {
                 Some(Phase::StopAccept)
             }
             // The listeners are closed first even when time is up: it takes no waiting, and what
             // is in their queues would be reset otherwise.
-            Phase::StopAccept if left.listeners == 0 => Some(Phase::DrainConnections),
+            Phase::StopAccept if left.listeners == 0 && self.hold_until_ns.is_none() => {
+                Some(Phase::DrainConnections)
+            }
             Phase::DrainConnections if quiet => Some(Phase::Down),
             Phase::DrainConnections if forced => Some(Phase::Force),
             Phase::Force if quiet || now_ns >= self.deadline_ns => Some(Phase::Down),
@@ -111,12 +172,27 @@ impl Drain {
     /// When to look again though nothing has happened.
     pub(crate) fn next_ns(&self) -> Option<u64> {
         match self.phase {
-            // Listeners are closed when the kernel has answered, not at a time.
-            Phase::Running | Phase::StopAccept | Phase::Down => None,
+            Phase::Running | Phase::Down => None,
+            // After the hold listeners are closed when the kernel has answered, not at a time.
+            Phase::StopAccept => self.hold_end_ns(),
             Phase::LameDuck => Some(self.lameduck_end_ns().min(self.force_ns())),
             Phase::DrainConnections => Some(self.force_ns()),
             Phase::Force => Some(self.deadline_ns),
         }
+    }
+
+    /// When a connection that is idle since `progress_ns` is to be closed; `lot` is its place in
+    /// the spread, from 0 to `u32::MAX`. Never so late that it would have to be forced.
+    pub(crate) fn farewell_ns(&self, progress_ns: u64, lot: u32) -> u64 {
+        let begun_ns = self.entered_ns[Phase::StopAccept as usize];
+        let time_ns = self.force_ns().saturating_sub(begun_ns) / 8 * 7;
+        let spread_ns = u128::from(self.plan.close_spread_ns.min(time_ns));
+        let at_ns = begun_ns.saturating_add(((spread_ns * u128::from(lot)) >> 32) as u64);
+        let kept_ns = match self.plan.idle_min_keep_ns {
+            0 => 0,
+            keep_ns => progress_ns.saturating_add(keep_ns),
+        };
+        at_ns.max(kept_ns).min(begun_ns.saturating_add(time_ns))
     }
 
     /// How long each phase took, up to `now_ns`, in the order of [`Phase`] from LameDuck to Force.
@@ -156,9 +232,10 @@ pub(crate) const PHASES: usize = Phase::Down as usize + 1;
 mod tests {
     use super::*;
 
-    const PLAN: Plan = Plan { lameduck_ns: 0, force_grace_ns: 100 };
-    const BUSY: Left = Left { listeners: 0, connections: 1, tasks: 1 };
-    const EMPTY: Left = Left { listeners: 0, connections: 0, tasks: 0 };
+    const PLAN: Plan =
+        Plan { lameduck_ns: 0, force_grace_ns: 100, close_spread_ns: 0, idle_min_keep_ns: 0 };
+    const BUSY: Left = Left { listeners: 0, starved: 0, connections: 1, tasks: 1 };
+    const EMPTY: Left = Left { listeners: 0, starved: 0, connections: 0, tasks: 0 };
 
     fn phases(drain: &mut Drain, now_ns: u64, left: Left) -> Vec<Phase> {
         std::iter::from_fn(|| drain.advance(now_ns, left)).collect()
@@ -203,12 +280,21 @@ mod tests {
         assert_eq!(drain.deadline_ns(), 2_000);
     }
 
+    /// Scenario 17.
     #[test]
     fn a_deadline_in_the_past_goes_straight_through_without_overflow() {
         for deadline_ns in [0, 1, 50] {
-            let mut drain = Drain::new(Plan { lameduck_ns: u64::MAX, force_grace_ns: u64::MAX });
+            let mut drain = Drain::new(Plan {
+                lameduck_ns: u64::MAX,
+                force_grace_ns: u64::MAX,
+                close_spread_ns: u64::MAX,
+                idle_min_keep_ns: u64::MAX,
+            });
             drain.order(50, deadline_ns);
             let passed = phases(&mut drain, 50, BUSY);
+            for (progress_ns, lot) in [(0, 0), (u64::MAX, u32::MAX)] {
+                assert_eq!(drain.farewell_ns(progress_ns, lot), 50, "at once");
+            }
             let all = [Phase::StopAccept, Phase::DrainConnections, Phase::Force, Phase::Down];
             assert_eq!(passed, all);
         }
@@ -225,8 +311,82 @@ mod tests {
     }
 
     #[test]
+    fn closes_are_spread_evenly_and_never_so_late_that_force_comes_first() {
+        let mut drain = Drain::new(Plan { close_spread_ns: 1_000, ..PLAN });
+        drain.order(0, 100_000);
+        phases(&mut drain, 10, BUSY);
+        let quarters = [0, 1 << 30, 2 << 30, 3 << 30, u32::MAX];
+        assert_eq!(quarters.map(|lot| drain.farewell_ns(0, lot)), [10, 260, 510, 760, 1_009]);
+        // A shorter deadline squeezes the spread.
+        drain.order(20, 910);
+        assert_eq!(quarters.map(|lot| drain.farewell_ns(0, lot)), [10, 186, 363, 540, 716]);
+    }
+
+    #[test]
+    fn an_idle_connection_is_kept_for_its_time_after_the_last_byte() {
+        let mut drain = Drain::new(Plan { idle_min_keep_ns: 500, ..PLAN });
+        drain.order(1_000, 100_000);
+        phases(&mut drain, 1_000, BUSY);
+        assert_eq!(drain.farewell_ns(400, 7), 1_000, "quiet for long enough");
+        assert_eq!(drain.farewell_ns(900, 7), 1_400);
+        // One that is never quiet is closed in time all the same.
+        assert!(drain.farewell_ns(99_000, 7) < drain.next_ns().unwrap());
+    }
+
+    /// Those that wait for descriptors would wait for good if no connection were told to end.
+    #[test]
+    fn listeners_without_descriptors_hold_up_the_end_and_not_the_connections() {
+        let mut drain = Drain::new(PLAN);
+        drain.order(0, 10_000);
+        let starved = Left { starved: 1, ..EMPTY };
+        let passed = phases(&mut drain, 0, starved);
+        assert_eq!(passed, [Phase::StopAccept, Phase::DrainConnections]);
+        assert_eq!(phases(&mut drain, 1, Left { listeners: 1, ..EMPTY }), []);
+        assert_eq!(phases(&mut drain, 2, EMPTY), [Phase::Down]);
+    }
+
+    #[test]
+    fn accepting_goes_on_while_handshakes_are_held_off_but_not_beyond_the_deadline() {
+        let open = Left { listeners: 1, ..BUSY };
+        for (deadline_ns, end_ns) in [(10_000, 70), (60, 54), (0, 20)] {
+            let mut drain = Drain::new(PLAN);
+            drain.order(0, deadline_ns);
+            assert_eq!(phases(&mut drain, 20, open), [Phase::StopAccept]);
+            drain.hold(20, 50);
+            assert!(drain.accepts() && drain.is_draining());
+            assert_eq!(drain.next_ns(), Some(end_ns.min(deadline_ns)));
+            assert!(end_ns == 20 || !drain.end_hold(end_ns - 1));
+            assert!(drain.end_hold(end_ns) && !drain.end_hold(end_ns) && !drain.accepts());
+            assert_eq!(drain.next_ns(), None);
+        }
+    }
+
+    #[test]
+    fn a_server_without_listeners_holds_nobody_off() {
+        let mut drain = Drain::new(PLAN);
+        drain.order(5, 1_000_000);
+        assert_eq!(drain.advance(5, EMPTY), Some(Phase::StopAccept));
+        drain.hold(5, 0);
+        assert!(drain.end_hold(5));
+        assert_eq!(phases(&mut drain, 5, EMPTY), [Phase::DrainConnections, Phase::Down]);
+    }
+
+    #[test]
+    fn a_core_that_leaves_alone_is_no_lame_duck() {
+        let mut drain = Drain::new(Plan { lameduck_ns: 5_000, ..PLAN });
+        drain.retire(0, 10_000);
+        assert_eq!(drain.advance(0, BUSY), Some(Phase::StopAccept));
+        assert_eq!(drain.deadline_ns(), 10_000);
+        // One that is a lame duck already stays one: the whole server has been told to go.
+        let mut drain = Drain::new(Plan { lameduck_ns: 5_000, ..PLAN });
+        drain.order(0, 20_000);
+        drain.retire(0, 10_000);
+        assert_eq!(drain.advance(0, BUSY), None);
+    }
+
+    #[test]
     fn durations_add_up_to_the_whole() {
-        let mut drain = Drain::new(Plan { lameduck_ns: 300, force_grace_ns: 100 });
+        let mut drain = Drain::new(Plan { lameduck_ns: 300, ..PLAN });
         drain.order(100, 10_000);
         phases(&mut drain, 400, BUSY);
         phases(&mut drain, 9_900, BUSY);

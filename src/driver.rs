@@ -9,13 +9,14 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
 #[cfg(test)]
 use crate::sim::{SimDriver, SimSocket};
 use crate::sys::bufs::{Lease, Pool};
+use crate::sys::filter;
 use crate::sys::gather::Gather;
 use crate::sys::sock;
 use crate::sys::uring::Uring;
@@ -24,16 +25,24 @@ use crate::token::Token;
 /// Something that the kernel is asked to do. Each is answered by at least one [`Completion`].
 #[derive(Debug)]
 pub(crate) enum Op {
-    /// Accept until cancelled, or just one.
-    Accept { listener: Name, once: bool },
+    /// Accept one connection.
+    Accept { listener: Name },
     /// Receive into the pool's buffers, until cancelled, the end or an error, or just once.
-    Receive { socket: Name, once: bool },
+    Receive { socket: Name, once: bool, group: Group },
     /// Send all of it; at most one for each slot at a time.
     Send { socket: Name, gather: Box<Gather> },
     /// Report once when the connection is broken or at its end, while no receive would notice.
     Hangup { socket: Name },
     /// End another operation early; that one still completes by itself.
     Cancel { target: Token },
+}
+
+/// Which of the two sizes of receive buffers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Group {
+    Small,
+    /// There may be none of them: then a receive ends with ENOBUFS.
+    Large,
 }
 
 /// The answer to an operation, or one of the answers of a multishot one.
@@ -66,6 +75,11 @@ pub(crate) enum Outcome {
 pub(crate) struct Errno(pub(crate) i32);
 
 impl Errno {
+    /// The number in an error that a system call has returned; 0 if there is none.
+    pub(crate) fn of(error: &io::Error) -> Errno {
+        Errno(error.raw_os_error().unwrap_or(0))
+    }
+
     pub(crate) fn to_io(self) -> io::Error {
         io::Error::from_raw_os_error(self.0)
     }
@@ -125,12 +139,45 @@ impl Socket {
         }
     }
 
-    /// Whether a receive on its connections has to be armed anew for each answer.
+    /// How many connections wait in a listener's queue.
+    pub(crate) fn queued_connections(&self) -> u64 {
+        match self {
+            Socket::Os(fd) => sock::queued_connections(fd.as_fd()).unwrap_or(0),
+            #[cfg(test)]
+            Socket::Sim(socket) => socket.queued_connections(),
+        }
+    }
+
+    /// Reads and throws away what has come, no more than `most` bytes.
+    pub(crate) fn discard_unread(&self, most: usize) {
+        match self {
+            Socket::Os(fd) => sock::discard(fd.as_fd(), most),
+            #[cfg(test)]
+            Socket::Sim(socket) => socket.discard(most),
+        }
+    }
+
+    /// Holds off who would begin a handshake with this listener.
     ///
-    /// Linux 6.17 and later lose the end of a Unix stream that came with the last data: a multishot
-    /// receive takes the data, hears that no more is queued, and waits for a wake-up that was
-    /// before. See <https://github.com/axboe/liburing/issues/1549>.
-    pub(crate) fn receives_once(&self) -> bool {
+    /// # Errors
+    /// `EPERM` where that takes a privilege that this process lacks.
+    pub(crate) fn drop_syns(&self) -> io::Result<()> {
+        match self {
+            Socket::Os(fd) => filter::drop_syns(fd.as_fd()),
+            #[cfg(test)]
+            Socket::Sim(socket) => socket.drop_syns(),
+        }
+    }
+
+    pub(crate) fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Socket::Os(fd) => Some(fd.as_fd()),
+            #[cfg(test)]
+            Socket::Sim(_) => None,
+        }
+    }
+
+    pub(crate) fn is_unix(&self) -> bool {
         match self {
             Socket::Os(fd) => {
                 socket2::SockRef::from(fd).domain().is_ok_and(|is| is == socket2::Domain::UNIX)
@@ -138,6 +185,15 @@ impl Socket {
             #[cfg(test)]
             Socket::Sim(_) => false,
         }
+    }
+
+    /// Whether a receive on its connections has to be armed anew for each answer.
+    ///
+    /// Linux 6.17 and later lose the end of a Unix stream that came with the last data: a multishot
+    /// receive takes the data, hears that no more is queued, and waits for a wake-up that was
+    /// before. See <https://github.com/axboe/liburing/issues/1549>.
+    pub(crate) fn receives_once(&self) -> bool {
+        self.is_unix()
     }
 
     /// `shutdown(2)`, by system call: the ring's operation of that name goes to a worker thread.
@@ -185,13 +241,25 @@ impl Socket {
         }
     }
 
-    /// A number that changes when the peer takes output.
-    pub(crate) fn output_mark(&self) -> u64 {
+    /// Whether the kernel has closed the connection. Unix sockets never say so.
+    pub(crate) fn is_closed(&self) -> bool {
         match self {
-            Socket::Os(fd) => sock::acknowledged_bytes(fd.as_fd())
-                .unwrap_or_else(|| sock::unsent_bytes(fd.as_fd()) as u64),
+            Socket::Os(fd) => sock::is_closed(fd.as_fd()),
             #[cfg(test)]
-            Socket::Sim(socket) => socket.output_mark(),
+            Socket::Sim(socket) => socket.is_closed(),
+        }
+    }
+
+    /// How many bytes the peer has taken of those that the kernel has, `sent` at least; and whether
+    /// that is exact. On a Unix socket the kernel only tells how much memory is taken up.
+    pub(crate) fn acknowledged_bytes(&self, sent: u64) -> (u64, bool) {
+        match self {
+            Socket::Os(fd) => match sock::acknowledged_bytes(fd.as_fd()) {
+                Some(bytes) => (bytes, true),
+                None => (sent.saturating_sub(sock::unsent_bytes(fd.as_fd()) as u64), false),
+            },
+            #[cfg(test)]
+            Socket::Sim(socket) => (socket.acknowledged_bytes(), true),
         }
     }
 
@@ -255,7 +323,6 @@ impl Driver {
     }
 
     /// Operations in flight, those of cancellations and the bell included.
-    #[cfg(test)]
     pub(crate) fn in_flight(&self) -> usize {
         either!(self, driver => driver.in_flight())
     }

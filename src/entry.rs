@@ -3,10 +3,12 @@
 use std::collections::VecDeque;
 
 use crate::buf::Chunk;
-use crate::deadline::{Deadlines, Limits};
+use crate::deadline::Deadlines;
 use crate::driver::Socket;
 use crate::executor::Wake;
+use crate::per_ip::Source;
 use crate::report::CloseReason;
+use crate::sizing::Sizing;
 use crate::sys::gather::Gather;
 use crate::table::Id;
 use crate::wheel::TimerKey;
@@ -23,6 +25,7 @@ pub(crate) struct Entry {
     pub(crate) rearmed: bool,
     /// Its receive ends with every answer.
     pub(crate) receives_once: bool,
+    pub(crate) sizing: Sizing,
     /// The poll for a broken connection, while the receive is paused.
     pub(crate) hangup: Hangup,
     /// The peer has ended its side.
@@ -34,7 +37,7 @@ pub(crate) struct Entry {
     /// Input that came after the handler had finished.
     pub(crate) unread_seen: bool,
     pub(crate) linger: Linger,
-    pub(crate) linger_until_ms: u64,
+    pub(crate) lingering: Option<Box<Lingering>>,
 
     /// Received and not yet taken; nothing while that is nothing, as it is most of the time.
     #[expect(clippy::box_collection, reason = "four words less in every idle connection")]
@@ -44,8 +47,8 @@ pub(crate) struct Entry {
     pub(crate) output: Option<Box<Gather>>,
     /// How much the send in flight carries; 0 when none is.
     pub(crate) sending_bytes: usize,
-    /// How far the peer had got with it when that was last looked at.
-    pub(crate) output_mark: u64,
+    /// On the list of those that wait for memory.
+    pub(crate) wants_memory: bool,
     /// On the list of those to be flushed at the end of the turn.
     pub(crate) dirty: bool,
 
@@ -58,14 +61,23 @@ pub(crate) struct Entry {
     pub(crate) failed: Option<CloseReason>,
     /// Its handler had finished before the peer did.
     pub(crate) served: bool,
-    /// The drain has told its handler that no more input comes.
-    pub(crate) drained: bool,
+    /// It is idle, and the drain will close it when its time has come.
+    pub(crate) farewell: bool,
+    /// Why its handler was told that no more input comes, though the peer may have some.
+    pub(crate) dismissed: Option<CloseReason>,
     /// How many holds there are on it, such as a [`Connection`](crate::Connection)'s halves; the
     /// last one closes.
     pub(crate) handles: u32,
+    /// Which of its core's listeners has accepted it.
+    pub(crate) listener: u16,
+
+    /// Received in all, what was thrown away included.
+    pub(crate) bytes_in: u64,
+    /// Taken by the kernel in all.
+    pub(crate) bytes_out: u64,
 
     pub(crate) deadlines: Deadlines,
-    /// The one reminder in the wheel, and for when it is set.
+    /// The one reminder in the wheel, and when it comes at the latest.
     pub(crate) timer: Option<TimerKey>,
     pub(crate) timer_ms: u64,
 
@@ -78,6 +90,8 @@ pub(crate) struct Entry {
 pub(crate) struct Company {
     /// What the handler has spawned to end with the connection.
     pub(crate) children: Vec<Id>,
+    /// Whom it is counted for, while connections per address are limited.
+    pub(crate) source: Option<Source>,
     /// Those of the core's drain waiters that wait for the connection's end as well.
     pub(crate) watchers: Vec<Id>,
 }
@@ -112,35 +126,50 @@ pub(crate) enum Linger {
     Done,
 }
 
+/// How far a linger has come.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lingering {
+    pub(crate) until_ms: u64,
+    /// How much the peer had taken when that was last looked at.
+    pub(crate) mark: u64,
+    /// What was thrown away.
+    pub(crate) bytes: u64,
+}
+
 impl Entry {
-    pub(crate) fn new(socket: Socket, now_ms: u64, limits: Limits) -> Entry {
+    pub(crate) fn new(socket: Socket, deadlines: Deadlines) -> Entry {
         Entry {
             socket: Some(socket),
             in_flight: 0,
             receive: Receive::Off,
             rearmed: false,
             receives_once: false,
+            sizing: Sizing::new(),
             hangup: Hangup::Off,
             eof: false,
             fin_sent: false,
             unacknowledged: false,
             unread_seen: false,
             linger: Linger::NotYet,
-            linger_until_ms: 0,
+            lingering: None,
             input: None,
             input_bytes: 0,
             output: None,
             sending_bytes: 0,
-            output_mark: u64::MAX,
             dirty: false,
+            wants_memory: false,
             reader: Wake::Nobody,
             writer: Wake::Nobody,
             ended: None,
             failed: None,
             served: false,
-            drained: false,
+            farewell: false,
+            dismissed: None,
             handles: 1,
-            deadlines: Deadlines::new(now_ms, limits),
+            listener: 0,
+            bytes_in: 0,
+            bytes_out: 0,
+            deadlines,
             timer: None,
             timer_ms: 0,
             handler: None,
@@ -173,12 +202,6 @@ impl Entry {
         }
     }
 
-    /// Whether the peer has taken output since this was last asked.
-    pub(crate) fn takes_output(&mut self) -> bool {
-        let mark = self.socket.as_ref().map_or(0, Socket::output_mark);
-        std::mem::replace(&mut self.output_mark, mark) != mark
-    }
-
     /// Bytes that a handler has sent and the kernel has not taken.
     pub(crate) fn queued_bytes(&self) -> usize {
         self.sending_bytes + self.output.as_ref().map_or(0, |gather| gather.bytes())
@@ -186,8 +209,8 @@ impl Entry {
 
     /// The one reason under which it is counted.
     pub(crate) fn reason(&self) -> CloseReason {
-        let finished = if self.drained {
-            CloseReason::Drained
+        let finished = if let Some(reason) = self.dismissed {
+            reason
         } else if self.served {
             CloseReason::Served
         } else {

@@ -21,6 +21,7 @@ use std::task::{Context, Poll, RawWakerVTable, Waker};
 use crate::core::{Core, CoreCell};
 use crate::post::{Message, Post};
 use crate::report::CloseReason;
+use crate::sys::clock::coarse_ms;
 use crate::sys::place::Place;
 use crate::table::{Id, Table};
 
@@ -31,6 +32,8 @@ pub(crate) type LocalFuture = Pin<Box<dyn Future<Output = ()>>>;
 pub(crate) enum Scope {
     /// With its core.
     Core,
+    /// With its core; the program has asked for it at the beginning of a drain.
+    Hook,
     /// With the connection; this is its handler.
     Handler(Id),
     /// With the connection.
@@ -52,6 +55,8 @@ pub(crate) enum Wake {
 #[derive(Debug)]
 pub(crate) struct Tasks {
     table: Table<Task>,
+    /// Those of them that no drain waits for, and what they are called.
+    detached: Vec<(Id, &'static str)>,
     ready: VecDeque<Id>,
     /// The task that is being polled, and what its waker looks like.
     running: Option<(Id, WakerIdentity)>,
@@ -95,6 +100,7 @@ impl Tasks {
     pub(crate) fn new(post: Post) -> Tasks {
         Tasks {
             table: Table::new(),
+            detached: Vec::new(),
             ready: VecDeque::new(),
             running: None,
             post,
@@ -207,7 +213,7 @@ impl Tasks {
                 None
             }
             _ => {
-                self.table.remove(id);
+                self.remove(id);
                 Some(body)
             }
         }
@@ -215,7 +221,7 @@ impl Tasks {
 
     pub(crate) fn finish(&mut self, id: Id) {
         self.running = None;
-        self.table.remove(id);
+        self.remove(id);
     }
 
     /// Removes a task; its future is to be dropped by the caller, outside of any borrow. One that
@@ -224,7 +230,7 @@ impl Tasks {
         let task = self.table.get_mut(id)?;
         match task.body.take() {
             Some(body) => {
-                self.table.remove(id);
+                self.remove(id);
                 Some(body)
             }
             None => {
@@ -238,7 +244,29 @@ impl Tasks {
     pub(crate) fn parent(&self, id: Id) -> Option<Id> {
         match self.table.get(id)?.scope {
             Scope::Child(connection) => Some(connection),
-            Scope::Core | Scope::Handler(_) => None,
+            _ => None,
+        }
+    }
+
+    /// Where a task that is alive was spawned.
+    pub(crate) fn place(&self, id: Id) -> Option<Place> {
+        self.table.get(id).map(|task| task.place)
+    }
+
+    /// Those that a drain waits for.
+    pub(crate) fn waited_for(&self) -> usize {
+        self.table.len() - self.detached.len()
+    }
+
+    /// No drain is to wait for this one any more.
+    pub(crate) fn detach(&mut self, id: Id, name: &'static str) {
+        self.detached.push((id, name));
+    }
+
+    fn remove(&mut self, id: Id) {
+        self.table.remove(id);
+        if !self.detached.is_empty() {
+            self.detached.retain(|(detached, _)| *detached != id);
         }
     }
 
@@ -307,20 +335,31 @@ pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
 impl CoreCell {
     pub(crate) fn run_tasks(self: &Rc<CoreCell>) {
         let budget = self.borrow_mut().settings.task_budget;
+        let mut now_ms = coarse_ms();
         for _ in 0..budget {
-            self.bury();
+            if self.bury() {
+                now_ms = coarse_ms();
+            }
             let next = {
                 let mut core = self.borrow_mut();
                 core.tasks.collect_local_wakes();
                 core.tasks.start_next()
             };
             let Some((id, scope, place, mut body)) = next else { break };
-            self.borrow_mut().counters.running.set(place);
+            {
+                let counters = &self.borrow_mut().counters;
+                counters.running.set(place);
+                counters.watch.poll_begins(now_ms);
+            }
             let mut cx = Context::from_waker(&body.waker);
             let polled = catch_unwind(AssertUnwindSafe(|| body.future.as_mut().poll(&mut cx)));
             let polled = polled.map_err(discard_panic);
             let mut core = self.borrow_mut();
             core.counters.polls.add(1);
+            now_ms = coarse_ms();
+            if core.counters.watch.poll_ends(place, now_ms) {
+                core.counters.stalls.add(1);
+            }
             core.counters.running.clear();
             match polled {
                 Ok(Poll::Pending) => {
@@ -341,14 +380,17 @@ impl CoreCell {
         self.borrow_mut().tasks.collect_local_wakes();
     }
 
-    /// Drops the futures and wakes the wakers that wait for the core to be free.
-    pub(crate) fn bury(self: &Rc<CoreCell>) {
+    /// Drops the futures and wakes the wakers that wait for the core to be free. False when there
+    /// were none.
+    pub(crate) fn bury(self: &Rc<CoreCell>) -> bool {
+        let mut any = false;
         loop {
             let (dead, (wakers, displaced)) = {
                 let mut core = self.borrow_mut();
                 if core.graveyard.is_empty() && !core.tasks.has_wakers() {
-                    return;
+                    return any;
                 }
+                any = true;
                 (std::mem::take(&mut core.graveyard), core.tasks.take_wakers())
             };
             drop_guarded(dead);
@@ -376,7 +418,13 @@ impl Core {
     /// Takes every task out; called when the deadline has come.
     pub(crate) fn take_all_tasks(&mut self) -> Vec<Body> {
         let ids = self.tasks.ids();
-        self.counters.tasks_forced.add(ids.len() as u64);
+        self.counters.tasks_forced.add(self.tasks.waited_for() as u64);
+        for id in &ids {
+            if let Some(task) = self.tasks.table.get(*id) {
+                let name = self.tasks.detached.iter().find(|(detached, _)| detached == id);
+                self.leftover.note(task.scope, task.place, name.map(|(_, name)| *name));
+            }
+        }
         let mut bodies = std::mem::take(&mut self.graveyard);
         bodies.extend(ids.into_iter().filter_map(|id| self.tasks.abort(id)));
         bodies

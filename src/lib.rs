@@ -34,11 +34,16 @@
 #![deny(rust_2018_idioms)]
 #![doc(test(attr(deny(warnings), allow(dead_code, unused_imports, unused_variables))))]
 
+mod audit;
 mod bind;
 mod buf;
+mod caps;
+mod census;
 mod close;
+mod closing;
 mod config;
 mod conn;
+mod connections;
 mod control;
 mod core;
 mod crew;
@@ -46,43 +51,72 @@ mod deadline;
 pub mod doctor;
 mod drain;
 mod driver;
+mod ending;
 mod entry;
 mod error;
 mod executor;
+mod expire;
+mod group;
+mod handle;
+mod hooks;
+mod inspect;
 mod json;
+mod leftover;
 mod listen;
 mod local;
 mod machine;
 mod mailbox;
+mod memory;
+mod pace;
+mod pause;
+mod per_ip;
 mod post;
 mod preflight;
+mod pressure;
+mod reason;
 mod receive;
 mod refusal;
+mod refuse;
 mod report;
 mod send;
 mod server;
+mod shutdown;
 mod signals;
 #[cfg(test)]
 mod sim;
+mod sizing;
+mod split;
+mod stalls;
 mod stats;
+mod stop;
 mod sys;
 mod table;
 pub mod task;
 pub mod time;
 mod token;
+mod walk;
+mod watchdog;
 mod wheel;
 
 // The public interface is:
 pub use bind::ListenAddr;
 pub use buf::{Chunk, SendBuf};
-pub use config::{Config, Explanation, ReportFormat};
-pub use conn::{Connection, ConnectionId, ReadHalf, WriteHalf};
+pub use census::{Ages, Census};
+pub use closing::Closing;
+pub use config::{Config, Explanation, HalfClose, Overload, ReportFormat};
+pub use conn::{Connection, ConnectionId};
+pub use connections::{ConnectionInfo, ConnectionState, Connections, SilentCore};
 pub use deadline::DeadlineKind;
 pub use drain::Phase;
 pub use error::{Error, ErrorKind, Result};
+pub use handle::Handle;
+pub use leftover::TaskCount;
 pub use report::{CloseCounts, CloseReason, CoreReport, DrainReport, PhaseTimes};
-pub use server::{CoreInfo, Handle, Running, Server};
+pub use server::{CoreInfo, Running, Server};
+pub use split::{ReadHalf, WriteHalf};
+pub use stalls::Stall;
 pub use stats::{CoreStats, Stats};
+pub use stop::StopMethod;
 
 /// Compiles the README's example.
 #[cfg(doctest)]

@@ -4,15 +4,22 @@
 use std::fmt;
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use crate::conn::Link;
 use crate::core::{Core, Timer};
+use crate::deadline::{DeadlineKind, Deadlines};
+use crate::drain::Phase;
 use crate::driver::{Errno, Op, Socket};
 use crate::entry::Entry;
 use crate::executor::{LocalFuture, Scope};
+use crate::post::Message;
+use crate::report::CloseReason;
+use crate::stop::Membership;
 use crate::sys::place::Place;
+use crate::table::Id;
 use crate::token::{Kind, Token};
-use crate::wheel::Precision;
+use crate::wheel::{Precision, TimerKey};
 
 /// Makes the task of a connection out of it.
 pub(crate) type Handler = Rc<dyn Fn(Link) -> LocalFuture>;
@@ -26,19 +33,35 @@ pub(crate) struct Listener {
     place: Place,
     /// What the accepted connections take over from the socket.
     receives_once: bool,
+    /// Its place among the listeners of its port, if other cores have some.
+    membership: Option<Membership>,
     accept: Accept,
     back_off_ms: u64,
+    /// The turn in which an accept brought the last connection.
+    accepted_turn: u64,
+    /// How many are still taken from its queue once a drain has no time left.
+    last_call: u32,
+    /// What asks a silent peer for a sign of life.
+    heartbeat: Option<Arc<[u8]>>,
 }
 
+/// One connection wakes the core, by an accept that is in flight. When they come turn after turn,
+/// those that are queued are taken by system call, some each turn. So no burst makes a turn long,
+/// none is accepted for which there is no place, and what waits does so in the kernel, where
+/// another core, a successor or the drain finds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Accept {
+    /// Not begun, or over.
     Off,
+    /// In flight: the queue is empty.
     Armed,
     /// A cancellation is under way.
     Cancelling,
-    /// An error made it pause; a timer will arm it again.
-    BackingOff,
-    /// The core has all the connections it may have; the next that ends arms it again.
+    /// The queue is being emptied, some of it each turn.
+    Taking,
+    /// An error made it pause; the timer will have it try again.
+    BackingOff(TimerKey),
+    /// The core has all the connections it may have; the next that ends makes it go on.
     Full,
 }
 
@@ -49,13 +72,58 @@ impl Listener {
             socket: Some(socket),
             handler: Some(handler),
             place,
+            membership: None,
             accept: Accept::Off,
             back_off_ms: BACK_OFF_MS_MIN,
+            accepted_turn: 0,
+            last_call: 0,
+            heartbeat: None,
         }
+    }
+
+    pub(crate) fn in_group(mut self, membership: Option<Membership>) -> Listener {
+        self.membership = membership;
+        self
+    }
+
+    pub(crate) fn membership(&self) -> Option<&Membership> {
+        self.membership.as_ref()
+    }
+
+    pub(crate) fn socket(&self) -> Option<&Socket> {
+        self.socket.as_ref()
+    }
+
+    /// With a frame that asks a silent peer for a sign of life.
+    pub(crate) fn with_heartbeat(self, frame: Option<Arc<[u8]>>) -> Listener {
+        Listener { heartbeat: frame.filter(|frame| !frame.is_empty()), ..self }
+    }
+
+    pub(crate) fn heartbeat(&self) -> Option<Arc<[u8]>> {
+        self.heartbeat.clone()
     }
 
     pub(crate) fn is_open(&self) -> bool {
         self.socket.is_some()
+    }
+
+    pub(crate) fn receives_once(&self) -> bool {
+        self.receives_once
+    }
+
+    /// Whether there is more to take from its queue at once.
+    pub(crate) fn is_taking(&self) -> bool {
+        self.accept == Accept::Taking
+    }
+
+    /// Whether it waits for descriptors or memory.
+    pub(crate) fn is_starved(&self) -> bool {
+        matches!(self.accept, Accept::BackingOff(_))
+    }
+
+    /// The socket, to be closed by whoever takes it.
+    pub(crate) fn take_socket(&mut self) -> Option<Socket> {
+        self.socket.take()
     }
 }
 
@@ -72,82 +140,180 @@ impl Core {
     /// Starts to accept on every listener.
     pub(crate) fn start_accept(&mut self) {
         for index in 0..self.listeners.len() {
-            self.arm_accept(index as u32);
+            self.take_from(index as u32);
+        }
+    }
+
+    /// Takes what is queued at the listeners, within the turn's budget.
+    pub(crate) fn take_connections(&mut self) {
+        let listeners = self.listeners.len();
+        let mut budget = self.settings.accept_budget;
+        // The one that comes first this turn comes last in the next one.
+        self.next_listener = (self.next_listener + 1) % listeners.max(1);
+        for n in 0..listeners {
+            budget = self.take_some(((self.next_listener + n) % listeners) as u32, budget);
+        }
+    }
+
+    /// Takes connections of one listener, and returns what is left of the budget.
+    fn take_some(&mut self, index: u32, mut budget: u32) -> u32 {
+        while budget > 0 && self.listeners[index as usize].is_taking() {
+            let draining = !self.drain.accepts();
+            let late = draining && self.drain.is_late(self.now_ns);
+            if late && self.listeners[index as usize].last_call == 0 {
+                self.abandon_queue(index);
+                break;
+            }
+            if draining && self.retired && self.listeners[index as usize].receives_once {
+                // A Unix socket's queue is shared: the cores that stay serve it.
+                self.queue_is_empty(index);
+                break;
+            }
+            if !draining && !self.may_take() {
+                self.listeners[index as usize].accept = Accept::Full;
+                self.counters.accept_pauses.add(1);
+                break;
+            }
+            let listener = &mut self.listeners[index as usize];
+            let Some(socket) = &listener.socket else { break };
+            match socket.accept_now() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.queue_is_empty(index);
+                    break;
+                }
+                result => {
+                    budget -= 1;
+                    listener.last_call -= u32::from(late);
+                    self.counters.queue_taken.add(u64::from(draining && result.is_ok()));
+                    self.take_in_connection(index, result.map_err(|error| Errno::of(&error)));
+                }
+            }
+        }
+        budget
+    }
+
+    /// One that was accepted, or why none was.
+    fn take_in_connection(&mut self, index: u32, result: Result<Socket, Errno>) {
+        match result {
+            Ok(socket) => {
+                self.listeners[index as usize].back_off_ms = BACK_OFF_MS_MIN;
+                self.admit(index, socket);
+            }
+            Err(Errno(libc::EINTR | libc::EAGAIN | libc::ECANCELED)) => {}
+            Err(Errno(errno)) => {
+                self.counters.accept_errors.add(1);
+                if !PEERS_FAULT.contains(&errno) {
+                    self.back_off(index);
+                }
+            }
+        }
+    }
+
+    /// Waits for the next connection, or closes the listener if the core takes no more.
+    fn queue_is_empty(&mut self, index: u32) {
+        if self.drain.accepts() {
+            self.arm_accept(index);
+        } else {
+            self.listeners[index as usize].accept = Accept::Off;
+            self.close_listener(index);
         }
     }
 
     fn arm_accept(&mut self, index: u32) {
-        let armed = self.listeners.iter().filter(|l| l.accept == Accept::Armed).count();
-        let backlogs = self.settings.backlog as usize * self.listeners.len();
-        let Some(listener) = self.listeners.get_mut(index as usize) else { return };
-        let Some(socket) = &listener.socket else { return };
-        if self.drain.is_draining() || listener.accept == Accept::Armed {
-            return;
+        let listener = &mut self.listeners[index as usize];
+        if let Some(socket) = &listener.socket {
+            listener.accept = Accept::Armed;
+            self.driver.push(accept_token(index), Op::Accept { listener: socket.name() });
         }
-        let room = self.connections_max.saturating_sub(self.table.len() + armed);
-        if room == 0 {
-            listener.accept = Accept::Full;
-            self.counters.accept_pauses.add(1);
-            return;
+    }
+
+    /// Has the other cores look whether they hold more than they use.
+    pub(crate) fn call_all_cores(&self) {
+        for seat in self.control.seats() {
+            let _ = seat.post.post(Message::Look);
         }
-        // A multishot accept takes all that is queued before it can be cancelled.
-        let once = room <= backlogs;
-        listener.accept = Accept::Armed;
-        self.driver.push(accept_token(index), Op::Accept { listener: socket.name(), once });
+    }
+
+    /// The places in use, and those kept for the connections that accepts in flight will bring.
+    pub(crate) fn places_used(&self) -> usize {
+        let armed =
+            |listener: &&Listener| matches!(listener.accept, Accept::Armed | Accept::Cancelling);
+        let armed = self.listeners.iter().filter(armed).count();
+        // One that may be rejected needs no place to be accepted.
+        self.table.len() - self.refused + if self.rejects() { 0 } else { armed }
+    }
+
+    /// There may be a place where there was none, or another core may need one.
+    pub(crate) fn hear_of_places(&mut self) {
+        let full = |listener: &&Listener| listener.accept == Accept::Full;
+        let wanted = self.places_used() + self.listeners.iter().filter(full).count();
+        let seats = self.control.seats();
+        self.lease.hear(wanted, |core| seats[core].post.post(Message::Look).is_ok());
+        self.feel_pressure();
+        for index in 0..self.listeners.len() {
+            if self.listeners[index].accept == Accept::Full {
+                self.take_from(index as u32);
+            }
+        }
+    }
+
+    /// Lets the other cores have what this one does not need.
+    pub(crate) fn give_back_places(&mut self) {
+        let used = self.places_used();
+        let seats = self.control.seats();
+        self.lease.give_back(used, |core| seats[core].post.post(Message::Look).is_ok());
+    }
+
+    fn take_from(&mut self, index: u32) {
+        let listener = &mut self.listeners[index as usize];
+        if let Accept::BackingOff(timer) = listener.accept {
+            self.wheel.cancel(timer);
+        }
+        listener.accept = if listener.is_open() { Accept::Taking } else { Accept::Off };
     }
 
     /// The back-off is over.
     pub(crate) fn accept_again(&mut self, index: u32) {
-        if self.listeners.get(index as usize).is_some_and(|l| l.accept == Accept::BackingOff) {
-            self.arm_accept(index);
+        if self.listeners.get(index as usize).is_some_and(Listener::is_starved) {
+            self.take_from(index);
         }
     }
 
-    /// A connection has ended: there is room for another.
-    pub(crate) fn accept_if_full(&mut self) {
+    /// A connection has ended: there is room for another, and a descriptor.
+    pub(crate) fn accept_if_held_up(&mut self) {
         for index in 0..self.listeners.len() {
-            if self.listeners[index].accept == Accept::Full {
-                self.arm_accept(index as u32);
+            if matches!(self.listeners[index].accept, Accept::Full | Accept::BackingOff(_)) {
+                self.take_from(index as u32);
             }
         }
     }
 
-    pub(crate) fn on_accepted(&mut self, index: u32, last: bool, result: Result<Socket, Errno>) {
+    pub(crate) fn on_accepted(&mut self, index: u32, result: Result<Socket, Errno>) {
         let Some(listener) = self.listeners.get_mut(index as usize) else { return };
-        if last {
-            listener.accept = Accept::Off;
-        }
-        let back_off = match result {
-            Ok(socket) => {
-                listener.back_off_ms = BACK_OFF_MS_MIN;
-                self.adopt(index, socket);
-                false
-            }
-            Err(Errno(libc::ECANCELED)) => false,
-            Err(Errno(errno)) => {
-                self.counters.accept_errors.add(1);
-                !PEERS_FAULT.contains(&errno)
-            }
-        };
-        if last && self.drain.is_draining() {
-            self.empty_and_close(index);
-        } else if last && back_off {
-            self.back_off(index);
-        } else if last {
+        listener.accept = Accept::Taking;
+        // Trying in vain costs the kernel nearly as much as accepting. So after a lone connection
+        // it is left to the next accept to find out whether there are more.
+        let burst = self.turn <= listener.accepted_turn + 1;
+        listener.accepted_turn = self.turn;
+        self.take_in_connection(index, result);
+        let lone = !burst && self.listeners[index as usize].is_taking();
+        if lone && self.drain.accepts() && self.may_take() {
             self.arm_accept(index);
-        } else if self.table.len() >= self.connections_max {
-            self.cancel_accept(index);
         }
     }
 
     /// Waits before the next try, longer each time: what is short of descriptors or memory is not
     /// helped by trying at once. The connections wait in the kernel's queue meanwhile.
     fn back_off(&mut self, index: u32) {
+        if self.drain.is_late(self.now_ns) {
+            self.abandon_queue(index);
+            return;
+        }
         let listener = &mut self.listeners[index as usize];
-        listener.accept = Accept::BackingOff;
         let at_ms = self.now_ms + listener.back_off_ms;
         listener.back_off_ms = (listener.back_off_ms * 2).min(BACK_OFF_MS_MAX);
-        self.wheel.insert(at_ms, Precision::Coarse, Timer::Listener(index));
+        let timer = self.wheel.insert(at_ms, Precision::Coarse, Timer::Listener(index));
+        listener.accept = Accept::BackingOff(timer);
     }
 
     fn cancel_accept(&mut self, index: u32) {
@@ -171,70 +337,84 @@ impl Core {
         }
     }
 
+    /// The times of a connection that a listener has just accepted.
+    pub(crate) fn first_deadlines(&self, index: u32) -> Deadlines {
+        let jitter = jitter(self.table.next_id(), self.now_ns);
+        let listener = &self.listeners[index as usize];
+        let beats = self.settings.heartbeat_ms > 0 && listener.heartbeat.is_some();
+        Deadlines::new(self.stamp_ms(), jitter, beats)
+    }
+
     /// Makes an accepted socket a connection with a table entry, a deadline and a handler, before
     /// anything else can happen to it.
-    fn adopt(&mut self, index: u32, socket: Socket) {
-        let Some(myself) = self.myself.upgrade() else { return };
-        let listener = &self.listeners[index as usize];
-        let Some(handler) = listener.handler.clone() else { return };
-        let mut limits = self.limits;
-        if self.drain.is_draining() {
-            limits.first_byte_ms = limits.first_byte_ms.min(self.settings.new_grace_ms);
-        }
-        let id = self.table.insert(Entry::new(socket, self.stamp_ms(), limits));
-        self.arm_deadline(id);
-        self.counters.accepted.add(1);
-        self.counters.live.set(self.table.len() as u64);
-        let most = self.counters.live_max.get().max(self.table.len() as u64);
-        self.counters.live_max.set(most);
-
+    pub(crate) fn adopt(&mut self, index: u32, socket: Socket) -> Option<Id> {
+        let myself = self.myself.upgrade()?;
         let listener = &self.listeners[index as usize];
         let place = listener.place;
+        let Some(handler) = listener.handler.clone() else {
+            self.turn_away(socket);
+            return None;
+        };
+        let mut deadlines = self.first_deadlines(index);
+        if self.drain.is_draining() {
+            let limit_ms = self.settings.first_byte_ms.min(self.settings.new_grace_ms);
+            deadlines.set(&self.limits, DeadlineKind::FirstByte, limit_ms);
+        }
+        let id = self.enter_books(index, Entry::new(socket, deadlines));
         let future = handler(Link::first(myself, id));
         let task = self.tasks.insert(Scope::Handler(id), place, future);
         if let Some(entry) = self.table.get_mut(id) {
             entry.handler = Some(task);
-            entry.receives_once = listener.receives_once;
         }
         self.arm_receive(id);
+        if self.drain.phase() >= Phase::Force {
+            self.end(id, CloseReason::Forced);
+        }
+        Some(id)
     }
 
     /// Stops accepting without losing anyone: a listener is closed when its accept has ended and
     /// its queue is empty.
     pub(crate) fn stop_accept(&mut self) {
         for index in 0..self.listeners.len() {
+            self.listeners[index].last_call = self.settings.backlog;
             match self.listeners[index].accept {
                 Accept::Armed => self.cancel_accept(index as u32),
                 Accept::Cancelling => {}
-                Accept::Off | Accept::BackingOff | Accept::Full => {
-                    self.empty_and_close(index as u32);
-                }
+                _ => self.take_from(index as u32),
             }
         }
+    }
+
+    /// Time is up for the listeners that still wait for descriptors: what is queued is reset by
+    /// the close, and counted.
+    pub(crate) fn abandon_starved_queues(&mut self) {
+        for index in 0..self.listeners.len() {
+            if self.listeners[index].is_starved() {
+                self.take_from(index as u32);
+                self.abandon_queue(index as u32);
+            }
+        }
+    }
+
+    fn abandon_queue(&mut self, index: u32) {
+        let listener = &mut self.listeners[index as usize];
+        listener.accept = Accept::Off;
+        let queued = listener.socket.as_ref().map_or(0, Socket::queued_connections);
+        self.counters.queue_abandoned.add(queued);
+        self.close_listener(index);
     }
 
     /// Takes the handlers out, to be dropped when nobody has the core borrowed.
     pub(crate) fn take_handlers(&mut self) -> Vec<Handler> {
         self.listeners.iter_mut().filter_map(|listener| listener.handler.take()).collect()
     }
+}
 
-    fn empty_and_close(&mut self, index: u32) {
-        let Some(socket) = self.listeners[index as usize].socket.take() else { return };
-        loop {
-            match socket.accept_now() {
-                Ok(accepted) => self.adopt(index, accepted),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => match error.raw_os_error() {
-                    Some(errno) if PEERS_FAULT.contains(&errno) => {}
-                    _ => {
-                        self.counters.accept_errors.add(1);
-                        break;
-                    }
-                },
-            }
-        }
-        self.listeners[index as usize].accept = Accept::Off;
-    }
+/// What tells the connections apart that were accepted in one go, evenly spread.
+fn jitter(id: Id, now_ns: u64) -> u16 {
+    let lot = u64::from(id.index).wrapping_add(now_ns).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    (lot >> 48) as u16
 }
 
 fn accept_token(index: u32) -> Token {

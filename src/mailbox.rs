@@ -74,11 +74,11 @@ impl<M, B: Bell> Mailbox<M, B> {
     }
 
     /// Takes everything that has come. Costs one load when nothing has.
-    pub(crate) fn take(&self, into: &mut Vec<M>) {
+    pub(crate) fn take(&self, into: &mut impl Extend<M>) {
         if self.pending.load(SeqCst) {
             let mut queue = self.queue.lock().unwrap_or_else(|poison| poison.into_inner());
             self.pending.store(false, SeqCst);
-            into.append(&mut queue.messages);
+            into.extend(queue.messages.drain(..));
         }
     }
 

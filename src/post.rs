@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::executor::LocalFuture;
+use crate::inspect::Question;
 use crate::mailbox::{Bell, Mailbox};
 use crate::sys::place::Place;
 use crate::sys::wake::EventFd;
@@ -18,6 +19,12 @@ pub(crate) enum Message {
     Spawn(Place, Box<dyn FnOnce() -> LocalFuture + Send>),
     /// The control has news: the drain's deadline.
     Look,
+    /// Somebody wants to know what the connections are at.
+    Inspect(Question),
+    /// Leave the server, which goes on, by this deadline on the clock of the driver.
+    Retire(u64),
+    /// A listener of another core has gone.
+    Steer,
 }
 
 /// The address of a core for other threads.
@@ -70,6 +77,9 @@ impl fmt::Debug for Message {
             Message::Wake(_) => "Wake",
             Message::Spawn(..) => "Spawn",
             Message::Look => "Look",
+            Message::Inspect(_) => "Inspect",
+            Message::Retire(_) => "Retire",
+            Message::Steer => "Steer",
         })
     }
 }

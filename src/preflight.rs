@@ -1,7 +1,7 @@
 //! Does the kernel do what the driver rests on? Tried on a socket pair before a server starts:
 //! version strings lie, since vendors bring features back and break others.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use crate::driver::{Completion, Driver, Errno, Op, Outcome, Socket, Wait};
+use crate::driver::{Completion, Driver, Errno, Group, Op, Outcome, Socket, Wait};
 use crate::error::{Error, ErrorKind, Result};
 use crate::machine::Facts;
 use crate::refusal;
@@ -40,7 +40,7 @@ fn try_out() -> Result<()> {
     let write = |byte: u8| {
         (&theirs).write_all(&[byte; 8]).map_err(|error| Error::os("write to a socket pair", error))
     };
-    let receive = || Op::Receive { socket: ours.name(), once: false };
+    let receive = || Op::Receive { socket: ours.name(), once: false, group: Group::Small };
 
     let mut leases = Vec::new();
     trial.driver.push(RECEIVE, receive());
@@ -113,7 +113,7 @@ impl Trial {
                 return Ok(self.seen.remove(at));
             }
             let wait = Wait::AtMostNs(TRY_NS);
-            self.driver.enter(wait).map_err(|error| Error::os("io_uring_enter", error))?;
+            self.driver.enter(wait).map_err(not_entered)?;
             self.driver.reap(&mut self.seen, usize::MAX);
         }
         Err(Error::new(ErrorKind::Unsupported, format!("try out io_uring: {:?}", token.kind()))
@@ -121,12 +121,21 @@ impl Trial {
     }
 }
 
+/// A profile may let rings be made and then forbid to use them.
+fn not_entered(error: io::Error) -> Error {
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES | libc::ENOSYS) => {
+            refusal::explain(error, SETUP.asked(), &Facts::read())
+        }
+        _ => Error::os("io_uring_enter", error),
+    }
+}
+
 fn driver(bell: &Arc<EventFd>) -> Result<Driver> {
-    let setup = RingSetup { sq_entries: 8, cq_entries: 32, buffers: BUFFERS, buffer_bytes: 64 };
-    let make = || Uring::new(setup, Arc::clone(bell), Instant::now());
+    let make = || Uring::new(SETUP, Arc::clone(bell), Instant::now());
     match refusal::retry_without_memory(make) {
         Ok(uring) => Ok(Driver::Uring(Box::new(uring))),
-        Err(error) => Err(refusal::explain(error, setup.asked(), &Facts::read())),
+        Err(error) => Err(refusal::explain(error, SETUP.asked(), &Facts::read())),
     }
 }
 
@@ -146,6 +155,14 @@ const RECEIVE: Token = Token::new(Kind::Receive, 0, 0);
 const SEND: Token = Token::new(Kind::Send, 0, 0);
 const CANCEL: Token = Token::new(Kind::Cancel, 0, 0);
 const BUFFERS: u16 = 2;
+const SETUP: RingSetup = RingSetup {
+    sq_entries: 8,
+    cq_entries: 32,
+    buffers: BUFFERS,
+    buffer_bytes: 64,
+    large_buffers: 0,
+    large_buffer_bytes: 0,
+};
 const TRIES: usize = 100;
 const TRY_NS: u64 = 10_000_000;
 

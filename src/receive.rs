@@ -1,11 +1,14 @@
-//! Receiving: one multishot receive per connection, paused when its handler falls behind, parked
-//! when the core's buffers run out.
+//! Receiving: one receive in flight per connection, multishot into small buffers or one at a time
+//! into large ones; paused when its handler falls behind, parked when the core's buffers run out.
 
 use std::task::{Context, Poll};
 
 use crate::buf::Chunk;
-use crate::core::Core;
-use crate::driver::{Errno, Op};
+use crate::config::HalfClose;
+use crate::core::{Core, NS_PER_MS};
+use crate::deadline::Opened;
+use crate::driver::{Errno, Group, Op, Socket};
+use crate::ending::farewell_ns;
 use crate::entry::{Entry, Hangup, Linger, Receive};
 use crate::error::Result;
 use crate::report::CloseReason;
@@ -15,37 +18,65 @@ use crate::token::{Kind, Token};
 
 impl Core {
     /// The next received chunk; `None` at the end of the stream, or when the drain has come and
-    /// the connection is idle: between messages, as far as `mid_message` says.
+    /// the connection is idle: between messages. A call that has `mid_message` bytes of one
+    /// already opens it if it has to wait for more.
     pub(crate) fn poll_receive(
         &mut self,
         id: Id,
-        mid_message: bool,
+        mid_message: usize,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<Chunk>>> {
         let draining = self.drain.is_draining();
         let Some(entry) = self.table.get_mut(id) else {
             return Poll::Ready(Err(CloseReason::PeerReset.to_error("recv", None)));
         };
+        entry.farewell = false;
         if let Some(input) = &mut entry.input {
             let chunk = input.pop_front();
             if input.is_empty() {
                 self.spare_inputs.extend(entry.input.take());
             }
-            entry.input_bytes -= chunk.as_ref().map_or(0, |chunk| chunk.len());
+            let bytes = chunk.as_ref().map_or(0, |chunk| chunk.len());
+            entry.input_bytes -= bytes;
+            self.memory.give_back(bytes);
             self.resume_receive(id);
             return Poll::Ready(Ok(chunk));
         }
         if let Some(reason) = entry.ended {
-            return Poll::Ready(Err(reason.to_error("recv", Some(&entry.deadlines))));
+            let limits = Some((&entry.deadlines, &self.limits));
+            return Poll::Ready(Err(reason.to_error("recv", limits)));
         }
-        if entry.eof || entry.drained {
+        if entry.eof || entry.dismissed.is_some() {
             return Poll::Ready(Ok(None));
         }
-        if draining && !mid_message && entry.deadlines.has_first_byte() {
-            entry.drained = true;
+        if mid_message > 0 && !entry.deadlines.is_in_message() {
+            let began_bytes = entry.bytes_in - mid_message as u64;
+            let began_ms = self.now_ns.div_ceil(NS_PER_MS);
+            entry.deadlines.begin_message(began_ms, Opened::ByRead, began_bytes);
+            self.arm_deadline(id);
+        }
+        let Some(entry) = self.table.get_mut(id) else { return Poll::Pending };
+        let between =
+            (draining || entry.deadlines.is_retired()) && !entry.deadlines.is_in_message();
+        // What the kernel holds already will be here in the next turn, and is served.
+        let unread = || entry.socket.as_ref().map_or(0, Socket::unread_bytes);
+        if between && entry.deadlines.is_retired() && unread() == 0 {
+            entry.dismissed = Some(CloseReason::Lifetime);
             return Poll::Ready(Ok(None));
+        }
+        let idle = between && entry.deadlines.has_first_byte() && unread() == 0;
+        if idle && farewell_ns(&self.drain, id, entry) <= self.now_ns {
+            entry.dismissed = Some(CloseReason::Drained);
+            return Poll::Ready(Ok(None));
+        }
+        if !entry.waits() {
+            entry.deadlines.waits(self.now_ms);
         }
         self.tasks.register(&mut entry.reader, cx.waker());
+        if idle {
+            entry.farewell = true;
+            self.arm_deadline(id);
+        }
         Poll::Pending
     }
 
@@ -55,13 +86,18 @@ impl Core {
         debug_assert!(matches!(entry.receive, Receive::Off | Receive::Parked));
         entry.receive = Receive::Armed;
         entry.in_flight += 1;
-        let op = Op::Receive { socket: socket.name(), once: entry.receives_once };
+        let group = entry.sizing.arm();
+        // A multishot receive fills buffers as long as there is something, which for one that
+        // floods is many at a time while the others wait. A large one each turn is its share.
+        let once = entry.receives_once || group == Group::Large;
+        let op = Op::Receive { socket: socket.name(), once, group };
         self.driver.push(receive_token(id), op);
     }
 
     /// Arms a paused receive again once its handler has taken half of what had piled up.
     fn resume_receive(&mut self, id: Id) {
-        let half = self.settings.receive_queue_bytes / 2;
+        // While memory is short, all of it.
+        let half = if self.memory.is_short() { 0 } else { self.settings.receive_queue_bytes / 2 };
         if let Some(entry) = self.table.get_mut(id)
             && entry.receive == Receive::Off
             && entry.input_bytes <= half
@@ -97,11 +133,20 @@ impl Core {
             Ok(None) => {
                 entry.eof = true;
                 entry.receive = Receive::Over;
+                let busy = !entry.waits();
+                entry.deadlines.half_closed(self.now_ms);
                 self.tasks.wake(&mut entry.reader);
+                self.arm_deadline(id);
+                if busy && self.settings.half_close == HalfClose::Abort {
+                    self.end(id, CloseReason::HalfClosed);
+                }
             }
             Err(Errno(libc::ECANCELED | libc::EINTR | libc::EAGAIN)) => {}
             // Kernels before 6.5 say ENOBUFS for a cancelled receive too.
             Err(Errno(libc::ENOBUFS)) if cancelling => {}
+            Err(Errno(libc::ENOBUFS)) if entry.sizing.large_is_missing() => {
+                self.counters.large_buffers_missing.add(1);
+            }
             Err(Errno(libc::ENOBUFS)) => {
                 self.counters.buffers_missing.add(1);
                 entry.receive = Receive::Parked;
@@ -126,17 +171,27 @@ impl Core {
         let stamp_ms = self.stamp_ms();
         let Some(entry) = self.table.get_mut(id) else { return };
         self.counters.bytes_received.add(lease.len() as u64);
+        entry.bytes_in += lease.len() as u64;
         if entry.is_closing() || entry.ended.is_some() {
-            entry.unread_seen = true;
+            self.throw_away(id, lease.len());
             return;
         }
         entry.rearmed = false;
+        entry.sizing.received(lease.len(), self.settings.bulk_bytes());
+        entry.farewell = false;
+        let first = !entry.deadlines.has_first_byte();
         entry.deadlines.received(stamp_ms);
-        entry.input_bytes += lease.len();
+        let bytes = lease.len();
+        entry.input_bytes += bytes;
         let spare = &mut self.spare_inputs;
         let input = entry.input.get_or_insert_with(|| spare.pop().unwrap_or_default());
         input.push_back(Chunk::new(lease));
         self.tasks.wake(&mut entry.reader);
+        self.take_memory(bytes);
+        if first {
+            // From now on it may have to be asked for signs of life.
+            self.arm_deadline(id);
+        }
     }
 
     /// Decides what a receive that has answered, or ended, does next.
@@ -147,14 +202,16 @@ impl Core {
             return;
         }
         let chunks = entry.input.as_ref().map_or(0, |input| input.len());
-        let over = entry.input_bytes > self.settings.receive_queue_bytes || chunks >= CHUNKS_MAX;
+        let over = entry.input_bytes > self.settings.receive_queue_bytes
+            || chunks >= CHUNKS_MAX
+            || (chunks > 0 && self.memory.is_short());
         match entry.receive {
             Receive::Over if entry.is_closing() => self.advance_close(id),
-            Receive::Armed if over => {
+            Receive::Armed if over || entry.sizing.is_outgrown() => self.cancel_receive(id),
+            Receive::Off if over => {
                 self.counters.pauses.add(1);
-                self.cancel_receive(id);
+                self.watch_hangup(id);
             }
-            Receive::Off if over => self.watch_hangup(id),
             Receive::Off => self.arm_receive(id),
             _ => {}
         }
@@ -247,10 +304,10 @@ impl Core {
 }
 
 impl Entry {
-    /// Forgets what was received and nobody will read.
-    pub(crate) fn discard_input(&mut self) {
+    /// Forgets what was received and nobody will read, and says how much that was.
+    pub(crate) fn discard_input(&mut self) -> usize {
         self.unread_seen |= self.input.take().is_some();
-        self.input_bytes = 0;
+        std::mem::take(&mut self.input_bytes)
     }
 }
 

@@ -49,8 +49,8 @@ pub(crate) fn explain(error: io::Error, ring: RingAsked, facts: &Facts) -> Error
     }
 }
 
-/// Tries again a few times when there is no memory for a ring: the kernel gives back what it has
-/// charged for rings that were closed with a delay.
+/// Tries again for a second when there is no memory for a ring: what the kernel has charged for
+/// one that was closed it gives back with a delay, the longer the busier it is.
 pub(crate) fn retry_without_memory<T>(mut make: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     for _ in 0..MEMORY_TRIES {
         match make() {
@@ -192,7 +192,7 @@ pub(crate) const NEEDED_TEXT: &str = "6.1";
 
 const ALLOW: &str = "allow io_uring_setup, io_uring_enter and io_uring_register in the profile";
 
-const MEMORY_TRIES: u32 = 4;
+const MEMORY_TRIES: u32 = 100;
 const MEMORY_WAIT: Duration = Duration::from_millis(10);
 
 const SQE_BYTES: u64 = 64;

@@ -1,11 +1,15 @@
 //! The account of a drain: where every accepted connection went.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
+use crate::connections::ConnectionInfo;
 use crate::drain::{PHASES, Phase};
-use crate::json::JsonObject;
+use crate::json::{self, JsonObject};
+use crate::leftover::{TaskCount, counts_json};
 use crate::stats::CoreStats;
+use crate::stop::StopMethod;
 
 macro_rules! close_reasons {
     ($($(#[doc = $doc:literal])+ $name:ident = $text:literal,)+) => {
@@ -41,16 +45,34 @@ close_reasons! {
     PeerReset = "peer_reset",
     /// No first byte came in time.
     FirstByte = "first_byte",
+    /// A message was not complete in time.
+    Message = "message",
     /// No byte went either way for too long.
     Idle = "idle",
-    /// The peer did not take the output.
+    /// The handler was busy for too long without a byte.
+    Handler = "handler",
+    /// The peer did not take the output; it was reset.
     WriteStall = "write_stall",
+    /// The peer sent a message, or took output, more slowly than the least rate; it was reset.
+    MinRate = "min_rate",
+    /// The peer had ended its side, and the handler was not done, or not to go on.
+    HalfClosed = "half_closed",
     /// The connection reached its greatest age.
     Lifetime = "lifetime",
+    /// The peer gave no sign of life when it was asked for one.
+    Heartbeat = "heartbeat",
+    /// The handler aborted the connection; the peer was reset.
+    Aborted = "aborted",
     /// The handler returned an error.
     HandlerError = "handler_error",
     /// The handler panicked.
     HandlerPanic = "handler_panic",
+    /// There was no place for it (`SLIPRING_OVERLOAD=reject`).
+    Rejected = "rejected",
+    /// Its address had as many as one may have.
+    PerIp = "per_ip",
+    /// It was idle and the server needed its place or its memory.
+    Evicted = "evicted",
     /// The drain closed it while it was idle.
     Drained = "drained",
     /// The drain's deadline came first.
@@ -104,7 +126,7 @@ pub struct DrainReport {
 }
 
 /// The account of one core.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct CoreReport {
     /// The CPU that the core was started for.
@@ -113,11 +135,27 @@ pub struct CoreReport {
     pub stats: CoreStats,
     /// How long its phases took.
     pub phases: PhaseTimes,
+    /// How new connections were kept away while its listeners were closed; `None` if it has
+    /// none, or did not get that far.
+    pub stop: Option<StopMethod>,
+    /// How many hooks of [`Server::on_drain`](crate::Server::on_drain) were begun.
+    pub hooks: u64,
+    /// How many of them were dropped at the deadline.
+    pub hooks_forced: u64,
+    /// The handlers, tasks and hooks that were dropped at the deadline, by where they were spawned.
+    pub forced_tasks: Vec<TaskCount>,
+    /// What [`task::detach`](crate::task::detach) had started and was still there at the end.
+    pub detached_tasks: Vec<TaskCount>,
+    /// The oldest connection that was still there when the drain had no time left.
+    pub oldest_survivor: Option<ConnectionInfo>,
     /// Where the task was spawned that kept the core from answering, if it did not answer. Its
     /// connections are still in `stats.live`.
     pub stuck: Option<String>,
     /// The error or panic that ended the core, if it did not end by a drain.
     pub failure: Option<String>,
+    /// What its self-check has found not to fit, the first few; `stats.mismatches` counts all. Each
+    /// is a bug of slipring.
+    pub mismatches: Vec<String>,
 }
 
 /// How long a core was in each phase of its drain.
@@ -133,10 +171,12 @@ impl PhaseTimes {
 }
 
 impl CoreReport {
-    /// Whether every connection that was accepted is accounted for.
+    /// Whether every connection that was accepted is accounted for, and no self-check has found
+    /// otherwise.
     #[must_use]
     pub fn is_balanced(&self) -> bool {
         self.stats.accepted == self.stats.closed.total() + self.stats.live
+            && self.stats.mismatches == 0
     }
 }
 
@@ -211,12 +251,32 @@ impl CoreReport {
             .number("cpu", u64::from(self.cpu))
             .number("accepted", self.stats.accepted)
             .number("closed", self.stats.closed.total())
-            .number("live", self.stats.live);
+            .number("live", self.stats.live)
+            .number("queue_taken", self.stats.queue_taken)
+            .raw_or_null("stop", self.stop.map(|stop| json::quoted(stop.as_str())));
+        if self.hooks > 0 {
+            json = json.number("hooks", self.hooks).number("hooks_forced", self.hooks_forced);
+        }
+        if !self.forced_tasks.is_empty() {
+            json = json.raw("forced_tasks", &counts_json(&self.forced_tasks));
+        }
+        if !self.detached_tasks.is_empty() {
+            json = json.raw("detached_tasks", &counts_json(&self.detached_tasks));
+        }
+        if let Some(oldest) = &self.oldest_survivor {
+            json = json.raw("oldest_survivor", &oldest.to_json());
+        }
         if let Some(stuck) = &self.stuck {
             json = json.string("stuck", stuck);
         }
         if let Some(failure) = &self.failure {
             json = json.string("failure", failure);
+        }
+        if !self.mismatches.is_empty() {
+            json = json.raw(
+                "mismatches",
+                &json::array(self.mismatches.iter().map(|text| json::quoted(text))),
+            );
         }
         json.bool("balanced", self.is_balanced()).finish()
     }
@@ -243,24 +303,53 @@ impl fmt::Display for DrainReport {
         if total.leaked_operations > 0 {
             writeln!(f, "  {} operations leaked", total.leaked_operations)?;
         }
+        let stops: BTreeSet<_> = self.cores.iter().filter_map(|core| core.stop).collect();
+        if !stops.is_empty() {
+            let stops: Vec<_> = stops.into_iter().map(StopMethod::as_str).collect();
+            let taken = total.queue_taken;
+            writeln!(f, "stop of accepting: {}, {taken} taken from queues", stops.join(" and "))?;
+        }
         let phases = self.phases();
         f.write_str("phases:")?;
         for (phase, name) in PHASE_NAMES {
             write!(f, " {name} {:.1} ms", phases.get(phase).as_secs_f64() * 1e3)?;
         }
         for core in &self.cores {
+            core.name_the_left(f)?;
             if let Some(stuck) = &core.stuck {
                 write!(f, "\ncore on cpu {} did not answer; running task: {stuck}", core.cpu)?;
             }
             if let Some(failure) = &core.failure {
                 write!(f, "\ncore on cpu {} failed: {failure}", core.cpu)?;
             }
+            for mismatch in &core.mismatches {
+                write!(f, "\ncore on cpu {}: {mismatch}", core.cpu)?;
+            }
         }
         Ok(())
     }
 }
 
-fn closed_json(closed: &CloseCounts) -> String {
+impl CoreReport {
+    /// Names what the drain did not see the end of.
+    fn name_the_left(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let cpu = self.cpu;
+        for tasks in &self.forced_tasks {
+            write!(f, "\ncore on cpu {cpu} dropped tasks at the deadline: {tasks}")?;
+        }
+        for tasks in &self.detached_tasks {
+            write!(f, "\ncore on cpu {cpu} ended detached tasks: {tasks}")?;
+        }
+        if let Some(oldest) = &self.oldest_survivor {
+            let peer = oldest.peer.map_or_else(|| "no address".to_owned(), |peer| peer.to_string());
+            write!(f, "\ncore on cpu {cpu} forced connections; the oldest: {peer}, ")?;
+            write!(f, "{:.1} s old, {}", oldest.age.as_secs_f64(), oldest.state)?;
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn closed_json(closed: &CloseCounts) -> String {
     let mut json = JsonObject::new();
     for reason in CloseReason::ALL {
         json = json.number(reason.as_str(), closed.get(reason));
@@ -292,8 +381,7 @@ mod tests {
         let mut stats = CoreStats { accepted, live, ..CoreStats::default() };
         stats.closed.add(CloseReason::Idle, idle);
         let stuck = stuck.then(|| "src/main.rs:7".to_owned());
-        let phases = PhaseTimes::default();
-        DrainReport { cores: vec![CoreReport { cpu: 0, stats, phases, stuck, failure: None }] }
+        DrainReport { cores: vec![CoreReport { stats, stuck, ..CoreReport::default() }] }
     }
 
     #[test]
@@ -320,6 +408,18 @@ mod tests {
             assert!(json.contains(&format!("\"{key}\":")), "{key} in {json}");
         }
         assert!(!json.contains('\n'));
+    }
+
+    #[test]
+    fn what_the_self_check_has_found_unbalances_the_books_and_is_shown() {
+        let mut report = report(3, 3, 0, false);
+        report.cores[0].stats.mismatches = 1;
+        report.cores[0].mismatches.push("connection 0.1.2 has no \"timer\"".to_owned());
+        assert!(!report.is_balanced());
+        let (text, json) = (report.to_string(), report.to_json());
+        assert!(text.contains("BOOKS DO NOT BALANCE") && text.contains("0.1.2"), "{text}");
+        assert!(json.contains(r#""mismatches":["connection 0.1.2 has no \"timer\""]"#), "{json}");
+        assert!(json.contains(r#""balanced":false"#), "{json}");
     }
 
     #[test]

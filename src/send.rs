@@ -25,7 +25,7 @@ impl Core {
         if let Some(buf) = buf.take()
             && !buf.is_empty()
         {
-            self.output(id).push(buf);
+            self.output(id, buf.len()).push(buf);
         }
         Poll::Ready(Ok(()))
     }
@@ -40,7 +40,7 @@ impl Core {
         let room = std::task::ready!(self.poll_room(id, cx))?;
         let count = bytes.len().min(room);
         if count > 0 {
-            self.output(id).write(&bytes[..count]);
+            self.output(id, count).write(&bytes[..count]);
         }
         Poll::Ready(Ok(count))
     }
@@ -51,7 +51,8 @@ impl Core {
             return Poll::Ready(Err(CloseReason::PeerReset.to_error("flush", None)));
         };
         if let Some(reason) = entry.ended {
-            return Poll::Ready(Err(reason.to_error("flush", Some(&entry.deadlines))));
+            let limits = Some((&entry.deadlines, &self.limits));
+            return Poll::Ready(Err(reason.to_error("flush", limits)));
         }
         if entry.queued_bytes() == 0 {
             return Poll::Ready(Ok(()));
@@ -66,28 +67,39 @@ impl Core {
             return Poll::Ready(Err(CloseReason::PeerReset.to_error("send", None)));
         };
         if let Some(reason) = entry.ended {
-            return Poll::Ready(Err(reason.to_error("send", Some(&entry.deadlines))));
+            let limits = Some((&entry.deadlines, &self.limits));
+            return Poll::Ready(Err(reason.to_error("send", limits)));
         }
         let queued = entry.queued_bytes();
         let full = entry.output.as_ref().is_some_and(|gather| gather.is_full());
+        // Whoever has nothing queued may always queue something: so all get on.
+        let short = queued > 0 && self.memory.is_short();
         match self.settings.send_queue_bytes.checked_sub(queued) {
-            Some(room) if room > 0 && !full => Poll::Ready(Ok(room)),
+            Some(room) if room > 0 && !full && !short => Poll::Ready(Ok(room)),
             _ => {
+                if short && !entry.wants_memory {
+                    entry.wants_memory = true;
+                    self.memory.wait_for(id);
+                }
                 self.tasks.register(&mut entry.writer, cx.waker());
                 Poll::Pending
             }
         }
     }
 
-    /// The queue of a connection that is there, to be added to.
-    fn output(&mut self, id: Id) -> &mut Gather {
+    /// The queue of a connection that is there, to which so many bytes are added.
+    pub(crate) fn output(&mut self, id: Id, bytes: usize) -> &mut Gather {
+        self.take_memory(bytes);
         let stamp_ms = self.stamp_ms();
         let entry = self.table.get_mut(id).expect("invariant: the caller has seen the entry");
-        entry.deadlines.output_began(stamp_ms);
-        if !entry.dirty {
-            entry.dirty = true;
+        let began = entry.deadlines.output_began(stamp_ms, entry.bytes_out);
+        if !std::mem::replace(&mut entry.dirty, true) {
             self.dirty.push(id);
         }
+        if began {
+            self.arm_deadline(id);
+        }
+        let entry = self.table.get_mut(id).expect("invariant: the caller has seen the entry");
         let spare = &mut self.spare;
         entry.output.get_or_insert_with(|| spare.pop().unwrap_or_else(|| Box::new(Gather::new())))
     }
@@ -99,7 +111,6 @@ impl Core {
             if let Some(entry) = self.table.get_mut(id) {
                 entry.dirty = false;
                 self.start_send(id);
-                self.arm_deadline(id);
             }
         }
         self.dirty = dirty;
@@ -140,10 +151,11 @@ impl Core {
         entry.sending_bytes = 0;
         let sent = result.unwrap_or(0).min(gather.bytes());
         gather.advance(sent);
+        self.memory.give_back(sent);
         self.counters.bytes_sent.add(sent as u64);
+        entry.bytes_out += sent as u64;
         if sent > 0 {
-            let more = !gather.is_empty() || entry.queued_bytes() > 0;
-            entry.deadlines.output_moved(stamp_ms, more);
+            entry.deadlines.sent(stamp_ms);
         }
         if gather.is_empty() {
             self.keep(gather);
@@ -157,6 +169,7 @@ impl Core {
             return;
         }
         self.counters.bytes_abandoned.add(gather.bytes() as u64);
+        self.memory.give_back(gather.bytes());
         gather.clear();
         self.keep(gather);
         self.end(id, CloseReason::PeerReset);

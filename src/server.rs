@@ -8,31 +8,36 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::panic::Location;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::bind::{Hook, ListenAddr, SocketFile, bind};
+use crate::caps::Places;
 use crate::config::{Config, Settings};
 use crate::conn::{self, Connection};
 use crate::control::{Control, Seat};
-use crate::crew::{Crew, Seed};
+use crate::crew::{Crew, Seed, Share};
 use crate::error::{Error, ErrorKind, Result};
+use crate::group::Group;
+use crate::handle::Handle;
+use crate::hooks::Hook as DrainHook;
 use crate::listen::Handler;
-use crate::local::is_core_thread;
 use crate::machine::{self, Facts};
-use crate::post::{CoreBell, Message, PostBox};
+use crate::post::{CoreBell, PostBox};
 use crate::preflight;
+use crate::refuse::REFUSED_MAX;
 use crate::report::DrainReport;
 use crate::signals::Signals;
-use crate::stats::Stats;
+use crate::stop::Membership;
 use crate::sys::affinity;
 use crate::sys::limits;
 use crate::sys::place::Place;
 use crate::sys::thread::join_until;
 use crate::sys::wake::EventFd;
+use crate::watchdog::{self, StallHook};
 
 /// A server to be: addresses, their handlers, and how it is to run.
 ///
@@ -63,12 +68,21 @@ pub struct Server {
     endpoints: Vec<Endpoint>,
     before_bind: Option<Arc<Hook>>,
     signals: bool,
+    pub(crate) hooks: Vec<DrainHook>,
+    pub(crate) on_stall: Option<Arc<StallHook>>,
 }
 
 struct Endpoint {
     addr: String,
-    make: Arc<MakeHandler>,
-    place: Place,
+    maker: Maker,
+}
+
+/// What each core makes its share of an address with.
+#[derive(Clone)]
+pub(crate) struct Maker {
+    pub(crate) make: Arc<MakeHandler>,
+    pub(crate) place: Place,
+    pub(crate) heartbeat: Option<Arc<[u8]>>,
 }
 
 pub(crate) type MakeHandler = dyn Fn(&CoreInfo) -> Handler + Send + Sync;
@@ -88,7 +102,14 @@ pub struct CoreInfo {
 impl Server {
     /// A server without addresses.
     pub fn new(config: Config) -> Server {
-        Server { config, endpoints: Vec::new(), before_bind: None, signals: false }
+        Server {
+            config,
+            endpoints: Vec::new(),
+            before_bind: None,
+            signals: false,
+            hooks: Vec::new(),
+            on_stall: None,
+        }
     }
 
     /// Serves an address with a handler that runs once for each connection, on the core that has
@@ -139,6 +160,36 @@ impl Server {
         self.endpoint(addr.into(), move |core| conn::handler(make(core)))
     }
 
+    /// Asks silent peers of the address listed last for a sign of life, with a frame that the
+    /// protocol answers, such as its ping.
+    ///
+    /// It is sent when nothing was received for `SLIPRING_HEARTBEAT_MS` (0, the default, sends
+    /// none) and the handler waits for input, never behind output that the peer has not taken and
+    /// never before the first byte. Any byte received is a sign of life; a connection that gives
+    /// none within `SLIPRING_HEARTBEAT_TIMEOUT_MS` is ended. When the process itself was paused,
+    /// its peers get one more period. The handler sees the answers like all input.
+    ///
+    /// The frame may come between any two of the handler's writes, so a handler that writes a
+    /// message in pieces while it reads, as one with both halves may, writes it in one call
+    /// instead.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use slipring::{Config, Connection, Server};
+    /// # async fn chat(conn: Connection) -> slipring::Result<()> { Ok(()) }
+    /// # fn main() -> slipring::Result<()> {
+    /// let config = Config::default().heartbeat_ms(15_000);
+    /// Server::new(config).listen("127.0.0.1:7000", chat).heartbeat(b"PING\n").run().map(drop)
+    /// # }
+    /// ```
+    pub fn heartbeat(mut self, frame: impl AsRef<[u8]>) -> Server {
+        if let Some(endpoint) = self.endpoints.last_mut() {
+            endpoint.maker.heartbeat = Some(Arc::from(frame.as_ref()));
+        }
+        self
+    }
+
     /// Calls `hook` with each listening socket before it is bound, to set any socket option; what
     /// is set there is inherited by the accepted connections (except where socket(7) and tcp(7)
     /// say otherwise). `SO_REUSEADDR`, `SO_REUSEPORT` and what the configuration names are set
@@ -182,6 +233,7 @@ impl Server {
         let settings = self.config.settings()?;
         let cpus = self.choose_cpus()?;
         let cores = cpus.len();
+        self.check_places(&settings, cores)?;
         machine::ensure_nofile(descriptors_needed(&settings, cores, self.endpoints.len()))?;
         let quota = Facts::read().quota_cpus;
         let pin = settings.pin.unwrap_or(quota.is_none_or(|cpus| cpus >= cores as f64));
@@ -196,13 +248,26 @@ impl Server {
 
         let (control, bells) = seats(&cpus)?;
         let drain_within = Duration::from_millis(settings.drain_ms);
-        let makers = self.endpoints.iter().map(|e| (Arc::clone(&e.make), e.place));
-        let makers: Vec<_> = makers.collect();
+        let makers: Vec<Maker> = self.endpoints.iter().map(|e| e.maker.clone()).collect();
+        let places =
+            Arc::new(Places::new(settings.connections_max, cores, settings.connections_per_ip_max));
         let mut crew = Crew::default();
         for (index, bell) in bells.into_iter().enumerate() {
             let info = CoreInfo { index, cpu: cpus[index], cores };
             let (control, makers) = (Arc::clone(&control), makers.clone());
-            crew.hire(Seed { info, settings, pin, bell, control, makers, drain_within })?;
+            let places = Arc::clone(&places);
+            let hooks = self.hooks.clone();
+            crew.hire(Seed {
+                info,
+                settings,
+                pin,
+                bell,
+                control,
+                places,
+                makers,
+                drain_within,
+                hooks,
+            })?;
         }
         crew.all_ready()?;
         let signals = self.signals.then(|| Signals::install(&control, drain_within)).transpose()?;
@@ -210,15 +275,23 @@ impl Server {
         for bound in &mut bound {
             bound.listen()?;
         }
-        let addrs = bound.iter().map(|bound| bound.addr.clone()).collect();
-        let mut shares: Vec<Vec<OwnedFd>> = (0..cores).map(|_| Vec::new()).collect();
+        let addrs: Vec<_> = bound.iter().map(|bound| bound.addr.clone()).collect();
+        control.set_addrs(addrs.clone());
+        let mut shares: Vec<Vec<Share>> = (0..cores).map(|_| Vec::new()).collect();
         for bound in bound {
-            for (share, socket) in shares.iter_mut().zip(bound.sockets) {
-                share.push(socket);
+            let is_tcp = matches!(bound.addr, ListenAddr::Tcp(_));
+            let group = is_tcp.then(|| Arc::new(Group::new(cores)));
+            for (core, socket) in bound.sockets.into_iter().enumerate() {
+                let group = group.clone();
+                shares[core].push((socket, group.map(|group| Membership { group, core })));
             }
         }
+        let hook = self.on_stall.filter(|_| settings.stall_ms > 0);
+        let watchdog = hook.map(|hook| watchdog::start(&control, hook, settings.stall_ms));
+        let watchdog = watchdog.transpose()?;
         let threads = crew.go(shares);
-        Ok(Running { handle: Handle { control, drain_within }, threads, addrs, signals, files })
+        let handle = Handle::new(control, drain_within);
+        Ok(Running { handle, threads, watchdog, addrs, signals, files })
     }
 
     #[track_caller]
@@ -226,7 +299,8 @@ impl Server {
     where
         M: Fn(&CoreInfo) -> Handler + Send + Sync + 'static,
     {
-        self.endpoints.push(Endpoint { addr, make: Arc::new(make), place: Location::caller() });
+        let maker = Maker { make: Arc::new(make), place: Location::caller(), heartbeat: None };
+        self.endpoints.push(Endpoint { addr, maker });
         self
     }
 
@@ -245,13 +319,26 @@ impl Server {
         Ok(addrs)
     }
 
+    /// A listener keeps a place for the connection that it waits for.
+    fn check_places(&self, settings: &Settings, cores: usize) -> Result<()> {
+        let (max, addresses) = (settings.connections_max, self.endpoints.len());
+        if cores * addresses <= max {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Config, format!("allow {max} connections")).because(format!(
+            "each of {cores} cores waits for one at each of {addresses} addresses; raise \
+             SLIPRING_CONNECTIONS_MAX or name fewer SLIPRING_CPUS"
+        )))
+    }
+
     fn choose_cpus(&self) -> Result<Vec<u16>> {
         let allowed =
             affinity::allowed().map_err(|error| Error::os("read the affinity mask", error))?;
         let Some(asked) = self.config.cpu_list()? else {
             return Ok(machine::default_cpus(&allowed, Facts::read().quota_cpus));
         };
-        match asked.iter().find(|cpu| !allowed.contains(cpu)) {
+        let pinned = self.config.settings()?.pin != Some(false);
+        match asked.iter().find(|cpu| pinned && !allowed.contains(cpu)) {
             None => Ok(asked),
             Some(cpu) => {
                 Err(Error::new(ErrorKind::Config, format!("use CPU {cpu}")).because(format!(
@@ -275,6 +362,7 @@ impl fmt::Debug for Server {
 pub struct Running {
     handle: Handle,
     threads: Vec<JoinHandle<()>>,
+    watchdog: Option<JoinHandle<()>>,
     addrs: Vec<ListenAddr>,
     signals: Option<Signals>,
     files: Vec<SocketFile>,
@@ -301,97 +389,23 @@ impl Running {
     /// [`ErrorKind::Misuse`] on a core of the server, which would wait for itself.
     pub fn join(self) -> Result<DrainReport> {
         self.handle.wait_allowed("join a server")?;
-        let report = self.handle.control.wait();
+        let report = self.handle.control().wait();
         drop(self.signals);
         drop(self.files);
         for (thread, core) in self.threads.into_iter().zip(report.cores()) {
             // A thread's own destructors are anyone's code too: they get no more time.
             if core.stuck.is_none() {
-                join_until(thread, || self.handle.control.is_over());
+                join_until(thread, || self.handle.control().is_over());
             }
+        }
+        if let Some(watchdog) = self.watchdog {
+            // The hook is anyone's as well.
+            join_until(watchdog, || self.handle.control().is_over());
         }
         match report.cores().iter().find_map(|core| core.failure.as_ref()) {
             None => Ok(report),
             Some(_) => Err(Error::new(ErrorKind::Panicked, "serve").because(report.to_string())),
         }
-    }
-}
-
-/// Watches and ends a server from any thread. Each core's eventfd stays open for as long as one
-/// is kept.
-#[derive(Clone, Debug)]
-pub struct Handle {
-    control: Arc<Control>,
-    drain_within: Duration,
-}
-
-impl Handle {
-    /// Drains the server within `deadline` and waits for it: stops accepting, serves or closes
-    /// what is queued, lets connections finish, forces the rest, and returns the account at most
-    /// 100 ms after the deadline, whatever any handler does.
-    ///
-    /// While a drain runs, another call can only shorten it.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Misuse`] on a core of a server; use [`Handle::begin_drain`] there.
-    pub fn drain(&self, deadline: Duration) -> Result<DrainReport> {
-        self.wait_allowed("drain")?;
-        self.begin_drain(deadline);
-        Ok(self.control.wait())
-    }
-
-    /// As [`Handle::drain`], without waiting for it. Any thread may, a core too.
-    pub fn begin_drain(&self, deadline: Duration) {
-        self.control.begin_drain(deadline);
-    }
-
-    /// Forces the server to end now: a drain without time. Does not wait.
-    pub fn close(&self) {
-        self.control.begin_drain(Duration::ZERO);
-    }
-
-    /// The deadline that a drain gets from the configuration (`SLIPRING_DRAIN_MS`).
-    #[must_use]
-    pub fn drain_default(&self) -> Duration {
-        self.drain_within
-    }
-
-    /// What the cores have counted so far.
-    #[must_use]
-    pub fn stats(&self) -> Stats {
-        self.control.stats()
-    }
-
-    /// Runs a future on a core, which is counted from 0. `make` runs there, so that the future
-    /// need not be `Send`.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Misuse`] for a core that the server does not have, [`ErrorKind::Closed`] for
-    /// one that has ended.
-    #[track_caller]
-    pub fn spawn_on<M, F>(&self, core: usize, make: M) -> Result<()>
-    where
-        M: FnOnce() -> F + Send + 'static,
-        F: Future<Output = ()> + 'static,
-    {
-        let seats = self.control.seats();
-        let Some(seat) = seats.get(core) else {
-            return Err(Error::new(ErrorKind::Misuse, format!("spawn on core {core}"))
-                .because(format!("the server has {} cores", seats.len())));
-        };
-        let message = Message::Spawn(Location::caller(), Box::new(|| Box::pin(make())));
-        seat.post.post(message).map_err(|_| {
-            Error::new(ErrorKind::Closed, format!("spawn on core {core}"))
-                .because("the core has ended")
-        })
-    }
-
-    fn wait_allowed(&self, operation: &'static str) -> Result<()> {
-        if is_core_thread() {
-            return Err(Error::new(ErrorKind::Misuse, operation)
-                .because("a core would wait for itself; use begin_drain here"));
-        }
-        Ok(())
     }
 }
 
@@ -408,10 +422,12 @@ fn seats(cpus: &[u16]) -> Result<(Arc<Control>, Vec<Arc<EventFd>>)> {
     Ok((Arc::new(Control::new(Instant::now(), seats)), bells))
 }
 
-/// Each connection one; each core a ring, an eventfd and its listeners; and what is open already.
+/// Each connection one; each core a ring, an eventfd, its listeners and those that it refuses; and
+/// what is open already.
 fn descriptors_needed(settings: &Settings, cores: usize, endpoints: usize) -> u64 {
     let open = limits::open_fds().unwrap_or(DESCRIPTORS_OPEN_GUESS);
-    (settings.connections_max + cores * (endpoints + 2) + open + DESCRIPTORS_SPARE) as u64
+    let each_core = endpoints + 2 + REFUSED_MAX;
+    (settings.connections_max + cores * each_core + open + DESCRIPTORS_SPARE) as u64
 }
 
 const DESCRIPTORS_OPEN_GUESS: usize = 64;

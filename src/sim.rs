@@ -6,48 +6,34 @@
 //! taken what was queued, cancellations miss or come late, descriptors are reused at once, and
 //! peers reset, half-close, stop reading or vanish at any step.
 
+mod books;
+mod by_hand;
+mod deadlines;
+mod driver;
+mod faults;
+mod hands;
+mod overload;
 mod peer;
+mod promises;
+mod rig;
+mod rng;
+mod seams;
 mod tests;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::io;
 use std::rc::Rc;
-use std::time::Duration;
 
-use crate::driver::{Completion, DriverCounters, Errno, Name, Op, Outcome, Shut, Socket, Wait};
-use crate::sys::bufs::Pool;
+use crate::driver::{Completion, DriverCounters, Errno, Group, Name, Op, Outcome, Wait};
+use crate::sys::bufs::{Lease, Pool};
 use crate::sys::gather::Gather;
 use crate::token::{Kind, Token};
-use peer::{Fate, Peer};
+use peer::Peer;
 
-/// The numbers of a seed (SplitMix64).
-#[derive(Clone, Debug)]
-pub(crate) struct Rng(u64);
-
-impl Rng {
-    pub(crate) fn new(seed: u64) -> Rng {
-        Rng(seed)
-    }
-
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    /// From 0 to `end`, without `end`.
-    pub(crate) fn below(&mut self, end: u64) -> u64 {
-        self.next() % end.max(1)
-    }
-
-    pub(crate) fn percent(&mut self, chance: u64) -> bool {
-        self.below(100) < chance
-    }
-}
+pub(crate) use driver::{SimDriver, SimSocket};
+pub(crate) use rng::Rng;
+pub(crate) use tests::for_seeds;
 
 pub(crate) type WorldRef = Rc<RefCell<World>>;
 
@@ -70,13 +56,48 @@ pub(crate) struct World {
     past: Vec<Peer>,
     listener: Option<i32>,
     backlog: VecDeque<Peer>,
+    /// Nobody gets into the backlog any more.
+    drops_syns: bool,
     /// Peers that are still to come.
     coming: Vec<Peer>,
     /// Chances of a fault, in percent.
     pub(crate) fault_percent: u64,
+    /// What a test wants of it, beside what the seed says.
+    pub(crate) orders: Orders,
     /// A digest of everything that has happened, to compare two runs of a seed.
     pub(crate) trace: u64,
     counters: DriverCounters,
+    last_wait: Wait,
+}
+
+/// Faults that a test orders.
+#[derive(Debug)]
+pub(crate) struct Orders {
+    /// Nothing happens, and no time passes, but by the test's calls.
+    pub(crate) by_hand: bool,
+    /// Until then no descriptor is free.
+    pub(crate) no_descriptor_until_ns: u64,
+    /// So many connections find one.
+    pub(crate) streams_max: usize,
+    /// So many of the next cancellations miss.
+    pub(crate) cancels_missed: u32,
+    /// What the next calls of `enter` answer.
+    pub(crate) enter_errors: VecDeque<i32>,
+    /// One call of `enter` in so many is interrupted; 0 is none.
+    pub(crate) interrupt_every: u64,
+}
+
+impl Default for Orders {
+    fn default() -> Orders {
+        Orders {
+            by_hand: false,
+            no_descriptor_until_ns: 0,
+            streams_max: usize::MAX,
+            cancels_missed: 0,
+            enter_errors: VecDeque::new(),
+            interrupt_every: 0,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -93,9 +114,10 @@ impl World {
         let mut rng = Rng::new(seed);
         Rc::new(RefCell::new(World {
             fault_percent: rng.below(12),
+            orders: Orders::default(),
             rng,
             now_ns: 1_000_000_000,
-            pool: Pool::new(buffers, buffer_bytes).expect("memory for the pool"),
+            pool: Pool::new(0, buffers, buffer_bytes).expect("memory for the pool"),
             buffers: VecDeque::new(),
             queued: VecDeque::new(),
             running: Vec::new(),
@@ -104,9 +126,11 @@ impl World {
             past: Vec::new(),
             listener: None,
             backlog: VecDeque::new(),
+            drops_syns: false,
             coming,
             trace: seed,
             counters: DriverCounters::default(),
+            last_wait: Wait::No,
         }))
     }
 
@@ -164,11 +188,81 @@ impl World {
         (3..).find(|fd| !self.streams.contains_key(fd) && self.listener != Some(*fd)).unwrap_or(3)
     }
 
+    /// Lets time pass.
+    pub(crate) fn pass_ms(&mut self, ms: u64) {
+        self.now_ns += ms * 1_000_000;
+    }
+
+    /// A peer connects.
+    pub(crate) fn arrive(&mut self, peer: Peer) {
+        self.backlog.push_back(peer);
+    }
+
+    /// Those that are connected, in the order of their descriptors.
+    pub(crate) fn peers(&mut self) -> impl Iterator<Item = &mut Peer> {
+        self.streams.values_mut()
+    }
+
+    /// Turns once to the operation of a kind that is in flight, the latest if there are several.
+    pub(crate) fn work_on(&mut self, kind: Kind) {
+        let index = self.running.iter().rposition(|r| r.token.kind() == Some(kind));
+        self.work(index.unwrap_or_else(|| panic!("no {kind:?} is in flight")));
+    }
+
+    /// As `work_on`, and then the operation has ended, however much it could go on.
+    pub(crate) fn work_last_on(&mut self, kind: Kind) {
+        self.fault_percent = 100;
+        self.work_on(kind);
+        self.fault_percent = 0;
+    }
+
+    /// Turns once to every operation of a kind that is in flight.
+    pub(crate) fn work_on_all(&mut self, kind: Kind) {
+        let of_the_kind = self.running.iter().filter(|r| r.token.kind() == Some(kind));
+        for token in of_the_kind.map(|running| running.token).collect::<Vec<_>>() {
+            if let Some(index) = self.running.iter().position(|r| r.token == token) {
+                self.work(index);
+            }
+        }
+    }
+
+    /// How many operations of a kind are in flight.
+    pub(crate) fn in_flight(&self, kind: Kind) -> usize {
+        let pending = self.queued.iter().chain(&self.running);
+        pending.filter(|running| running.token.kind() == Some(kind)).count()
+    }
+
+    /// Completes an operation that nobody has asked for, or asked for long ago.
+    pub(crate) fn inject(&mut self, token: Token, outcome: Outcome) {
+        self.complete(token, true, outcome);
+    }
+
+    /// How long the core was ready to wait when it last came.
+    pub(crate) fn last_wait(&self) -> Wait {
+        self.last_wait
+    }
+
+    /// Takes one of the kernel's buffers, if there is one.
+    pub(crate) fn take_buffer(&mut self) -> Option<Lease> {
+        let buffer = self.buffers.pop_front()?;
+        self.pool.lease(buffer, 1)
+    }
+
+    /// Takes all buffers from the kernel, as handlers do that never give theirs back.
+    pub(crate) fn take_buffers(&mut self) -> Vec<Lease> {
+        let buffers = std::mem::take(&mut self.buffers);
+        buffers.into_iter().filter_map(|buffer| self.pool.lease(buffer, 0)).collect()
+    }
+
     /// Lets the peers act and the kernel work.
     fn step(&mut self) {
+        if self.orders.by_hand {
+            return;
+        }
         self.now_ns += 1 + self.rng.below(200_000);
         for _ in 0..self.rng.below(3) {
-            if let Some(peer) = self.coming.pop() {
+            let held_off = self.drops_syns && self.listener.is_some();
+            if !held_off && let Some(peer) = self.coming.pop() {
                 match self.listener {
                     Some(_) => self.backlog.push_back(peer),
                     None => self.past.push(peer.refused()),
@@ -212,7 +306,9 @@ impl World {
                 }
             }
             Running { token, op: Op::Cancel { target }, .. } => {
-                let missed = early_end && self.rng.percent(50);
+                let ordered = self.orders.cancels_missed > 0;
+                self.orders.cancels_missed -= u32::from(ordered);
+                let missed = ordered || (early_end && self.rng.percent(50));
                 let victim = self.running.iter_mut().find(|r| r.token == target && !missed);
                 let found = victim.map(|victim| victim.cancelled = true);
                 let result = found.ok_or(Errno(if missed { libc::EALREADY } else { libc::ENOENT }));
@@ -226,23 +322,24 @@ impl World {
             let error = Outcome::Accepted(Err(Errno(libc::ECANCELED)));
             return self.complete(token, true, error);
         }
-        if early_end && self.rng.percent(20) {
+        if self.lacks_descriptor() || early_end && self.rng.percent(20) {
             return self.complete(token, true, Outcome::Accepted(Err(Errno(libc::EMFILE))));
         }
-        let early_end = early_end || matches!(op, Op::Accept { once: true, .. });
         match self.backlog.pop_front() {
             Some(peer) => {
                 let fd = self.free_fd();
                 self.streams.insert(fd, peer);
                 // The socket is made by `reap`, which has the world's reference.
-                let marker = Outcome::Accepted(Err(Errno(-fd)));
-                self.complete(token, early_end, marker);
-                if !early_end {
-                    self.again(token, op, 0, cancelled);
-                }
+                self.complete(token, true, Outcome::Accepted(Err(Errno(-fd))));
             }
             None => self.again(token, op, 0, cancelled),
         }
+    }
+
+    /// Whether a connection that is queued finds no descriptor.
+    fn lacks_descriptor(&self) -> bool {
+        let ordered = self.now_ns < self.orders.no_descriptor_until_ns;
+        !self.backlog.is_empty() && (ordered || self.streams.len() >= self.orders.streams_max)
     }
 
     fn work_receive(
@@ -259,14 +356,16 @@ impl World {
         if cancelled {
             return self.complete(token, true, Outcome::Received(Err(Errno(libc::ECANCELED))));
         }
-        let op = Op::Receive { socket, once: false };
+        let op = Op::Receive { socket, once: false, group: Group::Small };
         if peer.is_reset() {
             self.complete(token, true, Outcome::Received(Err(Errno(libc::ECONNRESET))));
         } else if peer.unread() > 0 || (first && self.buffers.is_empty()) {
             let Some(buffer) = self.buffers.pop_front() else {
                 return self.complete(token, true, Outcome::Received(Err(Errno(libc::ENOBUFS))));
             };
-            let most = self.rng.below(u64::from(self.pool.buffer_bytes())) as usize + 1;
+            let whole = self.pool.buffer_bytes() as usize;
+            let some = self.rng.below(whole as u64) as usize + 1;
+            let most = if self.orders.by_hand { whole } else { some };
             let bytes = peer.read(most);
             self.pool.write_as_kernel(buffer, &bytes);
             let lease = self.pool.lease(buffer, bytes.len() as u32).expect("the kernel's buffer");
@@ -346,153 +445,3 @@ impl fmt::Debug for World {
         write!(f, "World(at {} ns, trace {:x})", self.now_ns, self.trace)
     }
 }
-
-/// The driver's end of a world.
-#[derive(Debug)]
-pub(crate) struct SimDriver {
-    world: WorldRef,
-    pool: Rc<Pool>,
-}
-
-impl SimDriver {
-    pub(crate) fn new(world: &WorldRef) -> SimDriver {
-        let pool = Rc::clone(&world.borrow().pool);
-        SimDriver { world: Rc::clone(world), pool }
-    }
-
-    pub(crate) fn push(&mut self, token: Token, op: Op) {
-        let mut world = self.world.borrow_mut();
-        if let Op::Send { .. } = op {
-            let twice = world.tokens().any(|other| other == token);
-            assert!(!twice, "two sends in flight on one connection");
-        }
-        world.queued.push_back(Running { token, op, sent: 0, cancelled: false });
-    }
-
-    pub(crate) fn enter(&mut self, wait: Wait) -> io::Result<()> {
-        let world = &mut *self.world.borrow_mut();
-        world.counters.enters += 1;
-        world.pool.give_all(|buffer| world.buffers.push_back(buffer));
-        world.counters.submissions += world.queued.len() as u64;
-        let queued = std::mem::take(&mut world.queued);
-        world.running.extend(queued);
-        world.step();
-        if wait != Wait::No && world.rng.percent(world.fault_percent) {
-            let errors = [libc::EINTR, libc::EBUSY, libc::EAGAIN];
-            let error = errors[world.rng.below(3) as usize];
-            return Err(io::Error::from_raw_os_error(error));
-        }
-        let limit_ns = match wait {
-            Wait::No => 0,
-            Wait::AtMostNs(ns) => ns,
-            Wait::Forever => FOREVER_NS,
-        };
-        let until_ns = world.now_ns.saturating_add(limit_ns);
-        for _ in 0..STEPS_MAX {
-            if !world.ready.is_empty() || world.now_ns >= until_ns {
-                return Ok(());
-            }
-            world.step();
-        }
-        world.now_ns = until_ns;
-        Ok(())
-    }
-
-    pub(crate) fn reap(&mut self, into: &mut Vec<Completion>, budget: usize) -> bool {
-        loop {
-            let mut world = self.world.borrow_mut();
-            if world.ready.is_empty() || into.len() >= budget {
-                return !world.ready.is_empty();
-            }
-            // Any operation's turn may come, but its completions keep their order.
-            let pick = world.rng.next() as usize % world.ready.len();
-            let token = world.ready[pick].token;
-            let first = world.ready.iter().position(|done| done.token == token).unwrap_or(pick);
-            let mut completion = world.ready.remove(first);
-            world.counters.completions += 1;
-            drop(world);
-            if let Outcome::Accepted(Err(Errno(marker @ ..0))) = completion.outcome {
-                let socket = SimSocket { fd: -marker, world: Rc::clone(&self.world) };
-                completion.outcome = Outcome::Accepted(Ok(Socket::Sim(socket)));
-            }
-            into.push(completion);
-        }
-    }
-
-    pub(crate) fn pool(&self) -> &Rc<Pool> {
-        &self.pool
-    }
-
-    pub(crate) fn now_ns(&self) -> u64 {
-        self.world.borrow().now_ns
-    }
-
-    pub(crate) fn in_flight(&self) -> usize {
-        self.world.borrow().tokens().count()
-    }
-
-    pub(crate) fn counters(&self) -> DriverCounters {
-        self.world.borrow().counters
-    }
-
-    pub(crate) fn quiesce(&mut self, _limit: Duration, into: &mut Vec<Completion>) -> usize {
-        self.reap(into, usize::MAX);
-        let world = &mut *self.world.borrow_mut();
-        world.queued.clear();
-        world.running.clear();
-        0
-    }
-}
-
-/// A socket of the simulated kernel; dropping it closes it.
-#[derive(Debug)]
-pub(crate) struct SimSocket {
-    fd: i32,
-    world: WorldRef,
-}
-
-impl SimSocket {
-    pub(crate) fn name(&self) -> Name {
-        Name(self.fd)
-    }
-
-    pub(crate) fn accept_now(&self) -> io::Result<SimSocket> {
-        let mut world = self.world.borrow_mut();
-        let peer = world.backlog.pop_front().ok_or(io::ErrorKind::WouldBlock)?;
-        let fd = world.free_fd();
-        world.streams.insert(fd, peer);
-        drop(world);
-        Ok(SimSocket { fd, world: Rc::clone(&self.world) })
-    }
-
-    pub(crate) fn shut(&self, shut: Shut) {
-        if let Some(peer) = self.world.borrow_mut().streams.get_mut(&self.fd) {
-            peer.shut(shut);
-        }
-    }
-
-    pub(crate) fn abort_on_close(&self) {
-        if let Some(peer) = self.world.borrow_mut().streams.get_mut(&self.fd) {
-            peer.fate = Fate::Reset;
-        }
-    }
-
-    pub(crate) fn output_mark(&self) -> u64 {
-        self.world.borrow().streams.get(&self.fd).map_or(0, |peer| peer.received.len() as u64)
-    }
-
-    pub(crate) fn unread_bytes(&self) -> usize {
-        self.world.borrow().streams.get(&self.fd).map_or(0, Peer::unread)
-    }
-}
-
-impl Drop for SimSocket {
-    fn drop(&mut self) {
-        self.world.borrow_mut().close(self.fd);
-    }
-}
-
-/// How long, in virtual time, a wait without a limit may last before it returns for nothing.
-const FOREVER_NS: u64 = 1_000_000_000;
-/// After so many steps without news a wait jumps to its end.
-const STEPS_MAX: usize = 40;

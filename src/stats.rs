@@ -1,8 +1,14 @@
 //! What a core counts. Each counter has one writer, its core; everyone may read.
 
+use std::fmt;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::report::{CloseCounts, CloseReason};
+use crate::census::{Census, CensusCell};
+use crate::connections::{ConnectionState, duration};
+use crate::json::{JsonObject, array};
+use crate::report::{CloseCounts, CloseReason, closed_json};
+use crate::stalls::Watch;
 use crate::sys::place::PlaceCell;
 
 /// A counter that one thread writes and others read: no locked instruction, no shared line but
@@ -32,7 +38,13 @@ macro_rules! counters {
         pub(crate) struct Counters {
             $(pub(crate) $name: Counter,)+
             pub(crate) closed: [Counter; CloseReason::COUNT],
+            pub(crate) census: CensusCell,
             pub(crate) running: PlaceCell,
+            pub(crate) watch: Watch,
+            /// The drain's phase, as a number.
+            pub(crate) phase: Counter,
+            /// The first mismatches, in words.
+            findings: Mutex<Vec<String>>,
         }
 
         /// The counters of a core, or of all cores together, at one moment.
@@ -45,6 +57,8 @@ macro_rules! counters {
             $($(#[doc = $doc])+ pub $name: u64,)+
             /// Closed connections by reason.
             pub closed: CloseCounts,
+            /// Its connections by state and by age.
+            pub census: Census,
         }
 
         impl Counters {
@@ -53,15 +67,22 @@ macro_rules! counters {
                 for reason in CloseReason::ALL {
                     closed.add(reason, self.closed[reason as usize].get());
                 }
-                CoreStats { $($name: self.$name.get(),)+ closed }
+                let census = self.census.get();
+                CoreStats { $($name: self.$name.get(),)+ closed, census }
             }
         }
 
         impl CoreStats {
+            /// The counters by name, those of the closes and the census apart.
+            fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($name), self.$name)),+].into_iter()
+            }
+
             /// Adds the figures of another core: sums, and the greater of the two for maxima.
             pub(crate) fn merge(&mut self, other: &CoreStats) {
                 $(self.$name = $merge(self.$name, other.$name);)+
                 self.closed.merge(&other.closed);
+                self.census.merge(&other.census);
             }
         }
     };
@@ -74,7 +95,7 @@ counters! {
     live sum,
     /// Tasks alive now, the connections' handlers included.
     tasks sum,
-    /// Timers armed now: the connections' deadlines and whatever sleeps.
+    /// Timers armed now: the connections' deadlines, whatever sleeps, and the self-check.
     timers sum,
     /// Bytes received.
     bytes_received sum,
@@ -96,14 +117,28 @@ counters! {
     overflows sum,
     /// Times that a receive found no buffer; many ask for more `SLIPRING_BUFFERS`.
     buffers_missing sum,
+    /// Times that a connection that receives in bulk found no large buffer and went on with small
+    /// ones; many ask for more `SLIPRING_LARGE_BUFFERS`.
+    large_buffers_missing sum,
     /// Times that a connection's receive was paused because its handler fell behind.
     pauses sum,
     /// Errors of accept, such as the descriptors' limit.
     accept_errors sum,
     /// Times that a listener stopped accepting because the connections' limit was reached.
     accept_pauses sum,
+    /// Connections that were reset in a listener's queue, as a drain had no time left to take them
+    /// or no descriptor.
+    queue_abandoned sum,
+    /// Connections taken from the listeners' queues after they had stopped accepting.
+    queue_taken sum,
+    /// Connections on which input came after they had been closed as idle: it was not read.
+    idle_races sum,
     /// Polls of tasks.
     polls sum,
+    /// Bytes that connections have queued now, in either direction.
+    memory_bytes sum,
+    /// Times that queues reached `SLIPRING_MEMORY_BYTES_MAX`, so that receives and sends waited.
+    memory_pauses sum,
     /// Messages from other threads, wake-ups included.
     messages sum,
     /// Tasks that panicked.
@@ -113,6 +148,13 @@ counters! {
     /// Operations whose end was never seen and whose memory is therefore leaked. Always 0, unless
     /// the kernel misbehaves.
     leaked_operations sum,
+    /// What the self-check has found not to fit. Always 0, unless slipring has a bug.
+    mismatches sum,
+    /// Times that one task, or one turn, kept its core for `SLIPRING_STALL_MS` or longer.
+    stalls sum,
+    /// The longest turn of the loop, from the kernel's answer to the next question, in
+    /// microseconds.
+    turn_longest_us greater,
     /// The greatest number of connections at one time on one core.
     live_max greater,
 }
@@ -121,9 +163,34 @@ impl Counters {
     pub(crate) fn close(&self, reason: CloseReason) {
         self.closed[reason as usize].add(1);
     }
+
+    /// The self-check has found something that should not be.
+    pub(crate) fn mismatch(&self, finding: String) {
+        self.mismatches.add(1);
+        let mut findings = self.findings.lock().unwrap_or_else(|poison| poison.into_inner());
+        if findings.len() < FINDINGS_MAX {
+            findings.push(finding);
+        }
+    }
+
+    pub(crate) fn findings(&self) -> Vec<String> {
+        self.findings.lock().unwrap_or_else(|poison| poison.into_inner()).clone()
+    }
 }
 
 /// The counters of a server at one moment.
+///
+/// `Display` prints a table with a column for each core, [`Stats::to_json`] one line for machines.
+///
+/// # Examples
+///
+/// ```no_run
+/// # fn example(handle: slipring::Handle) {
+/// let stats = handle.stats();
+/// eprintln!("{stats}");
+/// assert_eq!(stats.total().mismatches, 0, "{}", stats.to_json());
+/// # }
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Stats {
     pub(crate) cores: Vec<CoreStats>,
@@ -145,6 +212,64 @@ impl Stats {
         }
         total
     }
+
+    /// The counters as one line of JSON, with the keys `total` and `cores`, in each of which every
+    /// counter has its name; `closed` is by reason, and `census` by state and by age.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        JsonObject::new()
+            .raw("total", &self.total().to_json())
+            .raw("cores", &array(self.cores.iter().map(|core| core.to_json())))
+            .finish()
+    }
+}
+
+impl CoreStats {
+    fn to_json(self) -> String {
+        let mut json = JsonObject::new();
+        for (name, value) in self.named() {
+            json = json.number(name, value);
+        }
+        json.raw("closed", &closed_json(&self.closed))
+            .raw("census", &self.census.to_json())
+            .finish()
+    }
+
+    /// All figures with their names, for the table.
+    fn rows(&self) -> Vec<(String, u64)> {
+        let counters = self.named().map(|(name, value)| (name.to_owned(), value));
+        let closed = CloseReason::ALL
+            .into_iter()
+            .map(|reason| (format!("closed: {}", reason.as_str()), self.closed.get(reason)));
+        let states = ConnectionState::ALL
+            .into_iter()
+            .map(|state| (format!("state: {state}"), self.census.state(state)));
+        let ages = [("age", self.census.age), ("no progress", self.census.without_progress)];
+        let ages = ages.into_iter().flat_map(|(name, ages)| {
+            ages.buckets().map(move |(below, count)| match below {
+                Some(below) => (format!("{name}: below {}", duration(below)), count),
+                None => (format!("{name}: more"), count),
+            })
+        });
+        let oldest = ("oldest_age_ms".to_owned(), self.census.oldest_age_ms);
+        counters.chain(closed).chain(states).chain(ages).chain([oldest]).collect()
+    }
+}
+
+/// A line for each figure that is not 0 on every core.
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:<28}{:>14}", "", "total")?;
+        (0..self.cores.len()).try_for_each(|core| write!(f, "{:>14}", format!("core {core}")))?;
+        let cores: Vec<_> = self.cores.iter().map(CoreStats::rows).collect();
+        for (row, (name, total)) in self.total().rows().into_iter().enumerate() {
+            if total > 0 {
+                write!(f, "\n{name:<28}{total:>14}")?;
+                cores.iter().try_for_each(|rows| write!(f, "{:>14}", rows[row].1))?;
+            }
+        }
+        Ok(())
+    }
 }
 
 fn sum(a: u64, b: u64) -> u64 {
@@ -154,6 +279,9 @@ fn sum(a: u64, b: u64) -> u64 {
 fn greater(a: u64, b: u64) -> u64 {
     a.max(b)
 }
+
+/// More of them say nothing new.
+const FINDINGS_MAX: usize = 8;
 
 #[cfg(test)]
 mod tests {
@@ -170,6 +298,33 @@ mod tests {
         assert_eq!((total.accepted, total.live_max), (6, 7));
         assert_eq!(total.closed.get(CloseReason::Idle), 2);
         assert_eq!(total.closed.total(), 2);
+    }
+
+    #[test]
+    fn a_snapshot_is_printed_as_a_table_and_as_json() {
+        let counters = Counters::default();
+        counters.accepted.add(3);
+        counters.close(CloseReason::Idle);
+        let mut census = Census::default();
+        census.add(ConnectionState::Busy, 100_000, 2_000);
+        counters.census.set(&census);
+        let stats = Stats { cores: vec![counters.snapshot(), CoreStats::default()] };
+        let text = stats.to_string();
+        let line = |name: &str| {
+            let line = text.lines().find(|line| line.starts_with(name));
+            line.unwrap_or_else(|| panic!("{name} in {text}")).split_whitespace().rev().take(3)
+        };
+        assert_eq!(line("accepted").collect::<Vec<_>>(), ["0", "3", "3"], "{text}");
+        for name in ["closed: idle", "state: busy", "age: below 5 min", "no progress: below 5.0 s"]
+        {
+            assert_eq!(line(name).collect::<Vec<_>>(), ["0", "1", "1"], "{text}");
+        }
+        assert!(!text.contains("panics"), "what is 0 everywhere is left out: {text}");
+        let json = stats.to_json();
+        for part in [r#"{"total":{"accepted":3,"#, r#""cores":[{"#, r#""idle":1"#, r#""busy":1"#] {
+            assert!(json.contains(part), "{part} in {json}");
+        }
+        assert!(!json.contains('\n') && json.ends_with("}]}"), "{json}");
     }
 
     #[test]

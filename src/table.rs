@@ -78,6 +78,24 @@ impl<T> Table<T> {
         })
     }
 
+    /// How many slots there are or have been, for a walk over them.
+    pub(crate) fn slots(&self) -> usize {
+        self.generations.len()
+    }
+
+    /// Who has a slot now.
+    pub(crate) fn id_at(&self, index: usize) -> Option<Id> {
+        let generation = *self.generations.get(index)?;
+        self.slab.contains(index).then_some(Id { index: index as u32, generation })
+    }
+
+    /// Moves all slots on to a generation, as if they had been reused so often.
+    #[cfg(test)]
+    pub(crate) fn age(&mut self, generation: u32) {
+        assert_eq!(self.len(), 0, "whoever is there would lose its id");
+        self.generations.fill(generation);
+    }
+
     pub(crate) fn ids(&self) -> impl Iterator<Item = Id> {
         self.iter().map(|(id, _)| id)
     }
@@ -87,6 +105,7 @@ impl<T> Table<T> {
 mod tests {
     use super::*;
 
+    /// Case 25.
     #[test]
     fn a_removed_id_never_reaches_the_next_tenant() {
         let mut table = Table::new();
@@ -100,6 +119,7 @@ mod tests {
         assert_eq!(table.get(second), Some(&'b'));
     }
 
+    /// Case 26.
     #[test]
     fn the_generation_wraps_without_panic() {
         let mut table = Table::new();

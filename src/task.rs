@@ -7,10 +7,11 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-use crate::core::{Core, CoreRef};
+use crate::closing::{Closing, until_closing};
+use crate::core::CoreRef;
 use crate::drain::Phase;
 use crate::error::{Error, ErrorKind, Result};
-use crate::executor::{LocalFuture, Scope, Wake, drop_guarded};
+use crate::executor::{LocalFuture, Scope, drop_guarded};
 use crate::local;
 use crate::sys::place::Place;
 use crate::table::Id;
@@ -61,18 +62,50 @@ pub async fn yield_now() {
     .await;
 }
 
-/// Waits until the core begins to drain. Advisory: finish up; what is not finished at the drain's
-/// deadline is dropped.
+/// Runs a future on the core of the calling task as [`spawn`] does, but no drain waits for it: it
+/// is dropped when everything else has ended, and the report has its name. For what goes on as
+/// long as the core does, such as a collector of metrics.
+///
+/// # Errors
+/// As [`spawn`].
+///
+/// # Examples
+///
+/// ```
+/// # async fn handler(conn: slipring::Connection) -> slipring::Result<()> {
+/// use std::time::Duration;
+///
+/// slipring::task::detach("metrics", async {
+///     loop {
+///         slipring::time::sleep(Duration::from_secs(10)).await;
+///     }
+/// })?;
+/// # Ok(())
+/// # }
+/// ```
+#[track_caller]
+pub fn detach<F>(name: &'static str, future: F) -> Result<()>
+where
+    F: Future<Output = ()> + 'static,
+{
+    let core = local::current("task::detach")?;
+    let place = std::panic::Location::caller();
+    let id = spawn_task(&core, Scope::Core, place, Box::pin(future))?;
+    core.borrow_mut().tasks.detach(id, name);
+    Ok(())
+}
+
+/// Waits until the core begins to drain, and says whether the whole server does. Advisory: finish
+/// up; what is not finished at the drain's deadline is dropped.
 ///
 /// # Errors
 /// [`ErrorKind::Misuse`] outside of a core.
 ///
 /// # Cancel safety
 /// Dropping it changes nothing.
-pub async fn draining() -> Result<()> {
+pub async fn draining() -> Result<Closing> {
     let core = local::current("task::draining")?;
-    until_closing(core, None).await;
-    Ok(())
+    Ok(until_closing(core, None).await)
 }
 
 /// Waits for a task's result; see [`spawn`].
@@ -180,7 +213,7 @@ pub(crate) fn spawn_task(
         let error = Error::new(ErrorKind::Closed, "spawn a task");
         return Err(error.because("the drain's deadline has come"));
     }
-    if core.tasks.len() >= core.settings.tasks_max {
+    if core.tasks.len() >= core.settings.tasks_max && scope != Scope::Hook {
         let error = Error::new(ErrorKind::Resource, "spawn a task");
         return Err(error.because(format!(
             "the core has {} tasks, which is SLIPRING_TASKS_MAX",
@@ -189,7 +222,7 @@ pub(crate) fn spawn_task(
     }
     let core = &mut *core;
     match scope {
-        Scope::Core => Ok(core.tasks.insert(scope, place, future)),
+        Scope::Core | Scope::Hook => Ok(core.tasks.insert(scope, place, future)),
         Scope::Handler(connection) | Scope::Child(connection) => {
             let Some(entry) = core.table.get_mut(connection) else {
                 let error = Error::new(ErrorKind::Closed, "spawn a task");
@@ -211,56 +244,4 @@ pub(crate) fn abort_task(core: &CoreRef, id: Id) {
         core.tasks.abort(id)
     };
     drop_guarded(body.into_iter().collect());
-}
-
-/// Resolves when the core begins to drain, or the connection has ended, if one is given.
-pub(crate) fn until_closing(core: CoreRef, connection: Option<Id>) -> UntilClosing {
-    UntilClosing { core, connection, waiter: None }
-}
-
-pub(crate) struct UntilClosing {
-    core: CoreRef,
-    connection: Option<Id>,
-    waiter: Option<Id>,
-}
-
-impl Future for UntilClosing {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = &mut *self;
-        let Core { drain, drain_waiters, table, tasks, .. } = &mut *this.core.borrow_mut();
-        let entry = this.connection.map(|id| table.get_mut(id).filter(|e| e.ended.is_none()));
-        if drain.is_draining() || matches!(entry, Some(None)) {
-            return Poll::Ready(());
-        }
-        let waiter = *this.waiter.get_or_insert_with(|| {
-            let waiter = drain_waiters.insert(Wake::Nobody);
-            if let Some(Some(entry)) = entry {
-                entry.company().watchers.push(waiter);
-            }
-            waiter
-        });
-        match drain_waiters.get_mut(waiter) {
-            Some(wake) => {
-                tasks.register(wake, cx.waker());
-                Poll::Pending
-            }
-            // Its wake-up was used up, so what it waited for has come.
-            None => Poll::Ready(()),
-        }
-    }
-}
-
-impl Drop for UntilClosing {
-    fn drop(&mut self) {
-        let Some(waiter) = self.waiter else { return };
-        let core = &mut *self.core.borrow_mut();
-        let wake = core.drain_waiters.remove(waiter);
-        core.tasks.discard(wake);
-        let entry = self.connection.and_then(|id| core.table.get_mut(id));
-        if let Some(company) = entry.and_then(|entry| entry.company.as_mut()) {
-            company.watchers.retain(|watcher| *watcher != waiter);
-        }
-    }
 }

@@ -152,7 +152,6 @@ impl<T: Copy> Wheel<T> {
 
     /// Returns the deadline as it was asked for, not as it was rounded, or `None` if the key is
     /// stale.
-    #[cfg(test)]
     pub(crate) fn deadline_ms(&self, key: TimerKey) -> Option<u64> {
         self.node(key).map(|node| node.deadline_ms)
     }

@@ -20,6 +20,7 @@ use common::{config, connect, echo, echo_server, limit, settle, start, wait_unti
 use slipring::{CloseReason, Connection, Result, Server};
 use socket2::{Domain, Socket, Type};
 
+/// Case 14, in pieces of 64 KiB.
 #[test]
 fn five_megabytes_each_way_through_200_connections() {
     let (running, addr) = echo_server(config());
@@ -39,6 +40,7 @@ fn five_megabytes_each_way_through_200_connections() {
     assert_eq!((total.bytes_received, total.bytes_sent), (1000 * MB as u64, 1000 * MB as u64));
 }
 
+/// Cases 12 and 29.
 #[test]
 fn a_half_close_is_answered_with_all_the_bytes_and_then_the_end() {
     let (running, addr) = echo_server(config());
@@ -53,6 +55,7 @@ fn a_half_close_is_answered_with_all_the_bytes_and_then_the_end() {
     assert_eq!(total.bytes_abandoned, 0);
 }
 
+/// Case 14.
 #[test]
 fn one_byte_writes_come_back_in_order() {
     let (running, addr) = echo_server(config());
@@ -102,6 +105,7 @@ fn a_peer_that_does_not_read_makes_send_wait_and_loses_nothing() {
     assert_eq!((total.bytes_sent, total.bytes_abandoned), (64 * MB as u64, 0));
 }
 
+/// Case 20.
 #[test]
 fn a_peer_that_does_not_read_is_ended_by_the_write_stall_deadline() {
     let accepted = Arc::new(AtomicU64::new(0));
@@ -173,6 +177,7 @@ fn a_receiver_that_outruns_its_handler_is_paused_and_disturbs_nobody() {
     assert_eq!(total.closed.get(CloseReason::Finished), 3);
 }
 
+/// Case 8.
 #[test]
 fn a_tiny_pool_serves_everyone_in_turn_and_then_rests() {
     let config = config().buffers(8).buffer_bytes(256).receive_queue_bytes(256);
@@ -226,6 +231,7 @@ fn a_handler_that_keeps_its_chunks_keeps_nobody_from_receiving() {
     assert_eq!(settle(running, 28).closed.get(CloseReason::Finished), 28);
 }
 
+/// Case 28, scenario 49.
 #[test]
 fn a_response_arrives_whole_though_most_of_the_request_is_unread() {
     let response: Arc<[u8]> = bytes(0, 2 * MB).into();
@@ -247,6 +253,7 @@ fn a_response_arrives_whole_though_most_of_the_request_is_unread() {
     assert_eq!(total.closed.get(CloseReason::Served), 100, "{:?}", total.closed);
 }
 
+/// Cases 15 and 34.
 #[test]
 fn tiny_rings_lose_nothing() {
     let (running, addr) = echo_server(config().sq_entries(8).cq_entries(16));
@@ -326,6 +333,7 @@ fn what_a_unix_peer_sent_before_it_closed_is_read() {
     assert_eq!((read.load(Relaxed), total.closed.get(CloseReason::Finished)), (100_000, 1));
 }
 
+/// Case 28.
 #[test]
 fn a_response_survives_input_that_comes_after_the_handler_has_finished() {
     let (running, addr) = start(Server::new(config()).listen(ANY, |mut conn| async move {

@@ -144,6 +144,7 @@ fn a_child_ends_with_its_connection() {
     assert!(ended.load(Relaxed));
 }
 
+/// Case 30.
 #[test]
 fn a_handler_that_panics_or_fails_ends_its_own_connection_only() {
     let (running, addr) = start(Server::new(config()).listen(ANY, async |mut conn: Connection| {

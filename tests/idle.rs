@@ -20,6 +20,7 @@ use slipring::CoreStats;
 
 mod common;
 
+/// Case 43.
 #[test]
 fn ten_thousand_idle_connections_cost_nothing_but_a_kibibyte_each() {
     if let Ok(order) = env::var(CHILD) {
@@ -32,6 +33,9 @@ fn ten_thousand_idle_connections_cost_nothing_but_a_kibibyte_each() {
         // No deadline falls due in the measured seconds.
         .first_byte_ms(3_600_000)
         .idle_ms(3_600_000)
+        .check_ms(3_600_000)
+        .handler_ms(3_600_000)
+        .min_rate_grace_ms(3_600_000)
         .write_stall_ms(3_600_000);
     let (running, addr) = common::echo_server(config);
     let handle = running.handle();

@@ -7,17 +7,18 @@ mod common;
 
 use std::cell::RefCell;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Barrier, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use common::{config, connect, echo, limit, open_fds, start, wait_until};
+use common::{config, connect, echo, free_address, late, limit, open_fds, start, wait_until};
 use slipring::{CloseReason, Config, Connection, ErrorKind, Server};
 
+/// Scenario 25.
 #[test]
 fn a_hundred_restarts_on_one_port_always_bind_at_once() {
     let turn = Turn::take();
@@ -104,6 +105,7 @@ fn a_registry_of_connections_that_the_handlers_own_is_let_go() {
     turn.all_is_as_before();
 }
 
+/// Scenario 35.
 #[test]
 fn a_second_instance_is_refused_and_the_first_does_not_notice() {
     let turn = Turn::take();
@@ -160,6 +162,30 @@ fn two_instances_that_start_at_once_do_not_both_serve() {
     turn.all_is_as_before();
 }
 
+/// Case 39. A ring whose descriptor stays registered would keep the sockets open.
+#[test]
+fn the_peers_see_the_end_as_soon_as_the_server_has_ended() {
+    let turn = Turn::take();
+    late::watch();
+    let before = open_fds();
+    for round in 0..20 * common::length() {
+        let (running, addr) = start(Server::new(config()).listen("127.0.0.1:0", echo));
+        let mut clients: Vec<_> = (0..20).map(|_| connect(addr)).collect();
+        clients.iter_mut().step_by(2).for_each(|client| ask(client, b"x"));
+        running.handle().close();
+        running.join().expect("no core failed");
+        let since = Instant::now();
+        for client in &mut clients {
+            assert_eq!(client.read(&mut [0]).ok(), Some(0), "round {round}: a FIN");
+        }
+        assert!(since.elapsed() < limit(100) + late::allowance(), "{:?}", since.elapsed());
+        TcpListener::bind(addr).expect("nobody listens any more");
+        drop(clients);
+        assert_eq!(open_fds(), before, "round {round}");
+    }
+    turn.all_is_as_before();
+}
+
 #[test]
 fn a_port_that_a_predecessor_still_holds_is_waited_for() {
     let turn = Turn::take();
@@ -194,6 +220,7 @@ fn a_port_that_a_predecessor_still_holds_is_waited_for() {
 
 #[test]
 fn spawn_on_runs_on_its_core_and_is_refused_after_the_end() {
+    let turn = Turn::take();
     let (running, _) = start(Server::new(config()).listen("127.0.0.1:0", echo));
     let handle = running.handle();
     let names: Arc<Mutex<Vec<String>>> = Arc::default();
@@ -219,6 +246,45 @@ fn spawn_on_runs_on_its_core_and_is_refused_after_the_end() {
     running.join().expect("the report");
     let late = handle.spawn_on(0, || async {}).expect_err("the core is gone");
     assert_eq!(late.kind(), ErrorKind::Closed);
+    // A handle keeps the cores' bells.
+    drop(handle);
+    turn.all_is_as_before();
+}
+
+/// Scenario 36. A predecessor's connections keep a port from its successor unless both have set
+/// `SO_REUSEADDR`, and of two that listen both must have set `SO_REUSEPORT`; so both always are.
+#[test]
+fn every_listener_has_both_options_for_reuse_and_its_connections_hold_nobody_up() {
+    let turn = Turn::take();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let held = || {
+        let seen = Arc::clone(&seen);
+        Server::new(config().bind_retry_ms(0)).before_bind(move |socket| {
+            let socket = socket2::SockRef::from(&socket);
+            let both = (socket.reuse_address()?, socket.reuse_port()?);
+            seen.lock().expect("no panic").push(both);
+            Ok(())
+        })
+    };
+    let addr = free_address();
+    for round in 0..10 {
+        // By turns a server of ours and one that has set SO_REUSEADDR only.
+        let (running, _) = start(held().listen(addr.to_string(), echo).listen("[::1]:0", echo));
+        let mut client = connect(addr);
+        ask(&mut client, b"x");
+        running.handle().close();
+        running.join().expect("the report");
+        let listener = TcpListener::bind(addr);
+        let listener = listener.unwrap_or_else(|error| panic!("round {round}: {error}"));
+        let client = connect(addr);
+        // Its side of the connection waits out its time (TIME_WAIT).
+        drop(listener.accept().expect("a connection"));
+        drop(client);
+    }
+    let seen = seen.lock().expect("no panic");
+    assert!(!seen.is_empty() && seen.iter().all(|both| *both == (true, true)), "{seen:?}");
+    drop(seen);
+    turn.all_is_as_before();
 }
 
 #[test]
@@ -257,7 +323,7 @@ fn a_start_that_fails_says_why_and_leaves_nothing_behind() {
     let brief = || config().bind_retry_ms(0);
     let cases = [
         (on(config().idle_ms(0), &free), ErrorKind::Config, "SLIPRING_IDLE_MS"),
-        (on(config().cpus("1023"), &free), ErrorKind::Config, "CPU 1023"),
+        (on(config().pin(Some(true)).cpus("1023"), &free), ErrorKind::Config, "CPU 1023"),
         (on(config().cpus("0-"), &free), ErrorKind::Config, "SLIPRING_CPUS"),
         (on(config(), "nowhere"), ErrorKind::Config, "nowhere"),
         (on(config(), &free).listen(&free, echo), ErrorKind::AddressInUse, "twice"),
@@ -279,6 +345,7 @@ fn a_start_that_fails_says_why_and_leaves_nothing_behind() {
     turn.all_is_as_before();
 }
 
+/// Case 47.
 #[test]
 fn too_few_descriptors_is_an_error_that_says_how_to_get_more() {
     if std::env::var_os("RING_TEST_CHILD").is_some() {
@@ -328,18 +395,6 @@ fn server_threads() -> usize {
     let name = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm"));
     let names = tasks.flatten().filter_map(|task| name(task).ok());
     names.filter(|name| name.starts_with("slipring") || name.starts_with("iou-")).count()
-}
-
-/// An address that nobody has now, outside of the ports that the kernel gives to clients.
-fn free_address() -> SocketAddr {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    loop {
-        let step = NEXT.fetch_add(1, SeqCst) + u64::from(std::process::id()) * 37;
-        let addr = SocketAddr::from(([127, 0, 0, 1], 20_000 + (step % 10_000) as u16));
-        if TcpListener::bind(addr).is_ok() {
-            return addr;
-        }
-    }
 }
 
 /// Sends a message and reads one byte.

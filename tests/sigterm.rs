@@ -135,6 +135,7 @@ fn one_round(round: u64) -> Duration {
     elapsed
 }
 
+/// Scenario 20, case 35.
 #[test]
 fn a_second_signal_forces() {
     let mut server = ServerProcess::start("patient");

@@ -73,20 +73,38 @@ impl Config {
 }
 
 fn facts(settings: &Settings) -> Vec<String> {
-    let Settings { buffers, buffer_bytes, write_stall_ms, user_timeout_ms, .. } = *settings;
-    let unacknowledged = match user_timeout_ms {
-        0 => "15 min, by the kernel's retransmissions".to_owned(),
-        ms => duration(ms),
+    let Settings { buffers, buffer_bytes, half_close_ms, user_timeout_ms, .. } = *settings;
+    let first = |kernel_ms: Option<u64>, ours_ms: u64| match kernel_ms {
+        Some(ms) if ms <= ours_ms => duration(ms),
+        _ => duration(ours_ms),
     };
-    vec![
+    let kernel_ms = Some(user_timeout_ms).filter(|ms| *ms > 0);
+    let stall_ms = settings.write_stall_ms;
+    let at_most_ms = stall_ms + stall_ms / 4;
+    let mut facts = vec![
         format!("dead peer, idle connection: found after about {} s", keepalive_s(settings)),
-        format!("dead peer, unacknowledged data: found after about {unacknowledged}"),
-        format!("dead peer, output still queued: found after {} at most", duration(write_stall_ms)),
+        format!("dead peer, unacknowledged data: found after about {}", first(kernel_ms, stall_ms)),
         format!(
-            "receive buffers: {buffers} of {buffer_bytes} bytes, {} KiB a core",
-            u64::from(buffers) * u64::from(buffer_bytes) / 1024,
+            "dead peer, output still queued: found after {} at most",
+            first(kernel_ms, at_most_ms)
         ),
-    ]
+        format!(
+            "dead peer, half-closed before: found after {} without a byte",
+            duration(half_close_ms)
+        ),
+    ];
+    if settings.heartbeat_ms > 0 {
+        let longest_ms = settings.heartbeat_ms + settings.heartbeat_ms / 10;
+        facts.push(format!(
+            "peer that hangs, where a heartbeat is sent: found after {} at most",
+            duration(longest_ms + settings.heartbeat_timeout_ms)
+        ));
+    }
+    facts.push(format!(
+        "receive buffers: {buffers} of {buffer_bytes} bytes, {} KiB a core",
+        u64::from(buffers) * u64::from(buffer_bytes) / 1024,
+    ));
+    facts
 }
 
 fn warnings(settings: &Settings) -> Vec<String> {
@@ -94,9 +112,8 @@ fn warnings(settings: &Settings) -> Vec<String> {
     let by_count_s = keepalive_by_count_s(settings);
     if settings.user_timeout_ms == 0 {
         warnings.push(
-            "SLIPRING_USER_TIMEOUT_MS is off: unacknowledged data to a dead peer is noticed only \
-             by SLIPRING_WRITE_STALL_MS if more output is queued, or by the kernel after some \
-             15 min"
+            "SLIPRING_USER_TIMEOUT_MS is off: what a closed connection has left to send to a dead \
+             peer stays in the kernel for some 15 min"
                 .to_owned(),
         );
     }
@@ -109,11 +126,16 @@ fn warnings(settings: &Settings) -> Vec<String> {
             keepalive_s(settings),
         ));
     }
-    if settings.first_byte_ms > settings.idle_ms {
+    for (name, ms, other, other_ms, what) in defeated(settings) {
+        if ms > other_ms {
+            warnings.push(format!("{name} = {ms} is above {other} = {other_ms}, which {what}"));
+        }
+    }
+    if settings.connections_per_ip_max as usize >= settings.connections_max {
         warnings.push(format!(
-            "SLIPRING_FIRST_BYTE_MS = {} is above SLIPRING_IDLE_MS = {}, which ends a silent \
-             connection first",
-            settings.first_byte_ms, settings.idle_ms,
+            "SLIPRING_CONNECTIONS_PER_IP_MAX = {} is never reached with SLIPRING_CONNECTIONS_MAX = \
+             {}",
+            settings.connections_per_ip_max, settings.connections_max,
         ));
     }
     if settings.lameduck_ms >= settings.drain_ms {
@@ -124,6 +146,35 @@ fn warnings(settings: &Settings) -> Vec<String> {
         ));
     }
     warnings
+}
+
+/// Pairs of limits of which the first does nothing when it is above the second, and why.
+fn defeated(settings: &Settings) -> Vec<(&'static str, u64, &'static str, u64, &'static str)> {
+    let idle = ("SLIPRING_IDLE_MS", settings.idle_ms);
+    let handler = ("SLIPRING_HANDLER_MS", settings.handler_ms);
+    let lifetime = ("SLIPRING_LIFETIME_MS", settings.lifetime_ms);
+    let message = ("SLIPRING_MESSAGE_MS", settings.message_ms);
+    let beat_ms = settings.heartbeat_ms + settings.heartbeat_ms / 10;
+    let mut pairs = vec![
+        (
+            ("SLIPRING_FIRST_BYTE_MS", settings.first_byte_ms),
+            idle,
+            "ends a silent connection first",
+        ),
+        (("SLIPRING_HEARTBEAT_MS", beat_ms), idle, "ends a silent connection before it is asked"),
+        (("SLIPRING_HALF_CLOSE_MS", settings.half_close_ms), handler, "ends a busy one first"),
+        (idle, lifetime, "ends every connection first"),
+        (message, lifetime, "ends every connection first"),
+        (handler, lifetime, "ends every connection first"),
+    ];
+    if settings.min_rate_bytes_per_s > 0 {
+        let grace = ("SLIPRING_MIN_RATE_GRACE_MS", settings.min_rate_grace_ms);
+        pairs.push((grace, message, "ends a slow message first"));
+    }
+    pairs
+        .into_iter()
+        .map(|((name, ms), (other, other_ms), what)| (name, ms, other, other_ms, what))
+        .collect()
 }
 
 /// Seconds until keepalive gives an idle connection up by the count of its probes.

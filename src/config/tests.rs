@@ -85,7 +85,7 @@ fn defaults_are_the_documented_ones() {
     assert_eq!((settings.first_byte_ms, settings.idle_ms), (10_000, 75_000));
     assert_eq!((settings.write_stall_ms, settings.lifetime_ms), (30_000, 86_400_000));
     assert_eq!(settings.linger_ms, 2000);
-    assert_eq!((settings.receive_queue_bytes, settings.send_queue_bytes), (65_536, 262_144));
+    assert_eq!((settings.receive_queue_bytes, settings.send_queue_bytes), (131_072, 262_144));
     assert_eq!((settings.task_budget, settings.expiry_budget), (256, 256));
     assert_eq!((settings.completion_budget, settings.tasks_max), (1024, 1_000_000));
     assert_eq!((settings.lameduck_ms, settings.drain_ms), (0, 25_000));
@@ -220,10 +220,10 @@ fn values_that_do_not_fit_together_are_refused_by_both_names() {
     assert!(error.contains("SLIPRING_SQ_ENTRIES=\"4096\" (code)"), "{error}");
     Config::default().sq_entries(4096).cq_entries(8192).validate().expect("twice is enough");
 
-    let error = Config::default().buffer_bytes(131_072).validate().unwrap_err().to_string();
-    assert!(error.contains("SLIPRING_RECEIVE_QUEUE_BYTES=\"65536\" (default)"), "{error}");
-    assert!(error.contains("SLIPRING_BUFFER_BYTES=\"131072\" (code)"), "{error}");
-    Config::default().buffer_bytes(65_536).validate().expect("one buffer is enough");
+    let error = Config::default().buffer_bytes(262_144).validate().unwrap_err().to_string();
+    assert!(error.contains("SLIPRING_RECEIVE_QUEUE_BYTES=\"131072\" (default)"), "{error}");
+    assert!(error.contains("SLIPRING_BUFFER_BYTES=\"262144\" (code)"), "{error}");
+    Config::default().buffer_bytes(131_072).validate().expect("one buffer is enough");
 }
 
 #[test]
@@ -286,7 +286,15 @@ fn listen_addresses_are_checked_and_split() {
 fn explain_computes_when_a_dead_peer_is_found() {
     let text = Config::default().explain().to_string();
     assert!(text.contains("idle connection: found after about 60 s"), "{text}");
-    assert!(text.contains("unacknowledged data: found after about 60 s"), "{text}");
+    assert!(text.contains("unacknowledged data: found after about 30 s"), "{text}");
+    assert!(text.contains("output still queued: found after 37500 ms at most"), "{text}");
+    assert!(text.contains("half-closed before: found after 30 s"), "{text}");
+    assert!(!text.contains("heartbeat is sent"), "{text}");
+    let sooner = Config::default().user_timeout_ms(20_000).heartbeat_ms(10_000);
+    let text = sooner.explain().to_string();
+    assert!(text.contains("unacknowledged data: found after about 20 s"), "{text}");
+    assert!(text.contains("output still queued: found after 20 s at most"), "{text}");
+    assert!(text.contains("a heartbeat is sent: found after 16 s at most"), "{text}");
     assert!(text.contains("512 of 4096 bytes, 2048 KiB a core"), "{text}");
 }
 
@@ -301,6 +309,7 @@ fn keepalive_time_follows_the_measured_rule() {
     }
 }
 
+/// Scenario 42 is the first of these.
 #[test]
 fn explain_warns_of_what_is_probably_not_meant() {
     let warned = |config: Config, name: &str| {
@@ -312,6 +321,10 @@ fn explain_warns_of_what_is_probably_not_meant() {
     warned(Config::default().user_timeout_ms(60_001), "SLIPRING_USER_TIMEOUT_MS = 60001 is above");
     warned(Config::default().user_timeout_ms(0), "SLIPRING_USER_TIMEOUT_MS is off");
     warned(Config::default().first_byte_ms(75_001), "SLIPRING_FIRST_BYTE_MS");
+    warned(Config::default().heartbeat_ms(75_000), "SLIPRING_HEARTBEAT_MS");
+    warned(Config::default().half_close_ms(60_001), "SLIPRING_HALF_CLOSE_MS");
+    warned(Config::default().min_rate_grace_ms(30_001), "SLIPRING_MIN_RATE_GRACE_MS");
+    warned(Config::default().lifetime_ms(70_000), "SLIPRING_IDLE_MS = 75000 is above");
     warned(Config::default().lameduck_ms(25_000), "SLIPRING_LAMEDUCK_MS");
     warned(Config::default().idle_ms(0), "SLIPRING_IDLE_MS=\"0\" (code): out of bounds");
 }

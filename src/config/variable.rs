@@ -1,7 +1,7 @@
 //! What a variable is, how its value is written as text, and the macros that unfold the table.
 
 use super::form::{Form, shortened};
-use super::{ReportFormat, VARIABLES};
+use super::{HalfClose, Overload, ReportFormat, VARIABLES};
 use crate::error::{Error, ErrorKind, Result};
 
 /// What the name of each variable starts with.
@@ -81,6 +81,16 @@ impl Words for ReportFormat {
         &[(ReportFormat::Text, "text"), (ReportFormat::Json, "json")];
 }
 
+impl Words for Overload {
+    const WORDS: &'static [(Overload, &'static str)] =
+        &[(Overload::Queue, "queue"), (Overload::Reject, "reject")];
+}
+
+impl Words for HalfClose {
+    const WORDS: &'static [(HalfClose, &'static str)] =
+        &[(HalfClose::Finish, "finish"), (HalfClose::Abort, "abort")];
+}
+
 impl<T: Words> Written for T {
     fn written(&self) -> String {
         let word = T::WORDS.iter().find(|(value, _)| value == self);
@@ -154,7 +164,7 @@ macro_rules! rows {
                 #[doc = "# Examples"]
                 #[doc = ""]
                 #[doc = "```"]
-                #[doc = "use slipring::{Config, ReportFormat};"]
+                #[doc = "use slipring::{Config, HalfClose, Overload, ReportFormat};"]
                 #[doc = ""]
                 #[doc = concat!(
                     "let config = Config::default().",

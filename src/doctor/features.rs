@@ -94,7 +94,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 
 const NEEDED: &str = "slipring cannot do without it";
 
-pub(super) static FEATURES: [Feature; 11] = [
+pub(super) static FEATURES: [Feature; 10] = [
     Feature {
         name: "SUBMIT_ALL",
         since: "5.18",
@@ -129,13 +129,6 @@ pub(super) static FEATURES: [Feature; 11] = [
         needed: true,
         costs: NEEDED,
         ask: |bits| has(bits, feature::EXT_ARG),
-    },
-    Feature {
-        name: "multishot accept",
-        since: "5.19",
-        needed: true,
-        costs: NEEDED,
-        ask: |_| probe::multishot_accept(),
     },
     Feature {
         name: "multishot receive",

@@ -85,6 +85,27 @@ impl Peer {
         }
     }
 
+    /// A peer that does nothing but what a test makes it do.
+    pub(crate) fn by_hand() -> Peer {
+        Peer::with(&mut Rng::new(0), Manner::Silent, 0, 1)
+    }
+
+    /// It ends its side.
+    pub(crate) fn half_close(&mut self) {
+        self.fin = true;
+    }
+
+    /// It resets. What the server's kernel has is lost with it.
+    pub(crate) fn break_off(&mut self) {
+        self.reset = true;
+        self.incoming.clear();
+    }
+
+    /// It reads all that has come, and makes room for more.
+    pub(crate) fn take_output(&mut self) {
+        self.unread_by_peer = 0;
+    }
+
     /// One step of the peer's own.
     pub(crate) fn act(&mut self, rng: &mut Rng) {
         if self.reset {
@@ -117,6 +138,12 @@ impl Peer {
         if self.fate == Fate::Fin && !matches!(self.manner, Manner::Vanishes | Manner::Silent) {
             self.fin = true;
         }
+    }
+
+    /// Sends something that a test has thought of.
+    pub(crate) fn say(&mut self, bytes: &[u8]) {
+        self.incoming.extend(bytes);
+        self.sent += bytes.len();
     }
 
     pub(crate) fn is_reset(&self) -> bool {

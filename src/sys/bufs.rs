@@ -21,6 +21,8 @@ pub(crate) struct Pool {
     memory: NonNull<u8>,
     layout: Layout,
     buffer_bytes: u32,
+    /// The id of its first buffer: a core's pools share the range of ids.
+    first: u16,
     books: RefCell<Books>,
     leased: Cell<u32>,
 }
@@ -40,8 +42,9 @@ enum Place {
 }
 
 impl Pool {
-    /// Allocates `buffers` (a power of two up to 2^15) of `buffer_bytes` each, all returned.
-    pub(crate) fn new(buffers: u16, buffer_bytes: u32) -> io::Result<Rc<Pool>> {
+    /// Allocates `buffers` (a power of two up to 2^15) of `buffer_bytes` each, all returned. Their
+    /// ids count from `first`.
+    pub(crate) fn new(first: u16, buffers: u16, buffer_bytes: u32) -> io::Result<Rc<Pool>> {
         let bytes = usize::from(buffers) * buffer_bytes as usize;
         let layout = Layout::from_size_align(bytes, PAGE_BYTES).map_err(io::Error::other)?;
         if layout.size() == 0 {
@@ -54,7 +57,8 @@ impl Pool {
         // The kernel takes from the front: start it with the lowest buffers.
         let returned = (0..buffers).rev().collect();
         let books = RefCell::new(Books { places, returned });
-        Ok(Rc::new(Pool { memory, layout, buffer_bytes, books, leased: Cell::new(0) }))
+        let leased = Cell::new(0);
+        Ok(Rc::new(Pool { memory, layout, buffer_bytes, first, books, leased }))
     }
 
     pub(crate) fn buffers(&self) -> u32 {
@@ -63,6 +67,11 @@ impl Pool {
 
     pub(crate) fn buffer_bytes(&self) -> u32 {
         self.buffer_bytes
+    }
+
+    /// Whether a buffer's id lies at or above this pool's first one.
+    pub(crate) fn begins_by(&self, id: u16) -> bool {
+        id >= self.first
     }
 
     /// How many buffers are out with leases.
@@ -79,7 +88,8 @@ impl Pool {
     ///
     /// `None` when the kernel can't have had it: an id out of range, one that is leased or
     /// returned already, or more bytes than the buffer holds.
-    pub(crate) fn lease(self: &Rc<Pool>, buffer: u16, len: u32) -> Option<Lease> {
+    pub(crate) fn lease(self: &Rc<Pool>, id: u16, len: u32) -> Option<Lease> {
+        let buffer = id.checked_sub(self.first)?;
         let mut books = self.books.borrow_mut();
         let place = books.places.get_mut(usize::from(buffer))?;
         if *place != Place::Kernel || len > self.buffer_bytes {
@@ -96,10 +106,11 @@ impl Pool {
         let mut books = self.books.borrow_mut();
         while let Some(buffer) = books.returned.pop() {
             books.places[usize::from(buffer)] = Place::Kernel;
-            give(buffer);
+            give(self.first + buffer);
         }
     }
 
+    /// Where a buffer is, by its place in the pool.
     fn address(&self, buffer: u16) -> NonNull<u8> {
         let offset = usize::from(buffer) * self.buffer_bytes as usize;
         assert!(offset < self.layout.size());
@@ -109,7 +120,8 @@ impl Pool {
 
     /// Plays the kernel in the simulator: writes into a buffer that the kernel has.
     #[cfg(test)]
-    pub(crate) fn write_as_kernel(&self, buffer: u16, bytes: &[u8]) {
+    pub(crate) fn write_as_kernel(&self, id: u16, bytes: &[u8]) {
+        let buffer = id - self.first;
         assert_eq!(self.books.borrow().places[usize::from(buffer)], Place::Kernel);
         assert!(bytes.len() <= self.buffer_bytes as usize);
         let to = self.address(buffer);
@@ -154,9 +166,10 @@ pub(crate) struct Lease {
 
 impl Lease {
     /// Whether more than half of the pool is out with leases, so that whoever wants to keep these
-    /// bytes had better copy them.
+    /// bytes had better copy them; not when they are many, as then a copy costs more than that
+    /// others have to do with smaller buffers.
     pub(crate) fn is_pool_short(&self) -> bool {
-        self.pool.leased() > self.pool.buffers() / 2
+        self.pool.leased() > self.pool.buffers() / 2 && self.len <= COPY_BYTES_MAX
     }
 }
 
@@ -222,15 +235,15 @@ impl BufRing {
         }
         let mask = self.pool.buffers() as u16 - 1;
         let (entries, pool, tail) = (self.entries, &self.pool, &mut self.tail);
-        pool.give_all(|buffer| {
+        pool.give_all(|id| {
             // SAFETY: masked by the number of entries, a power of two.
             let entry = unsafe { entries.add(usize::from(*tail & mask)) };
             // SAFETY: the entry lies behind the published tail, so the kernel does not read it;
             // its fields are set one by one, since the first entry's last word is the tail.
             let entry = unsafe { &mut *entry.as_ptr() };
-            entry.set_addr(pool.address(buffer).as_ptr() as u64);
+            entry.set_addr(pool.address(id - pool.first).as_ptr() as u64);
             entry.set_len(pool.buffer_bytes());
-            entry.set_bid(buffer);
+            entry.set_bid(id);
             *tail = tail.wrapping_add(1);
         });
         // SAFETY: the first entry of a ring is where its tail lives.
@@ -250,6 +263,9 @@ impl Drop for BufRing {
     }
 }
 
+/// More bytes than this are not copied out of a buffer, however short the pool is.
+const COPY_BYTES_MAX: u32 = 16 * 1024;
+
 /// The kernel wants the buffer ring on a page of its own; some machines have pages of this size.
 const PAGE_BYTES: usize = 65536;
 
@@ -259,7 +275,7 @@ mod tests {
 
     #[test]
     fn a_buffer_is_in_one_place_at_a_time() {
-        let pool = Pool::new(8, 64).unwrap();
+        let pool = Pool::new(0, 8, 64).unwrap();
         assert_eq!(pool.census(), (0, 0, 8));
         assert!(pool.lease(3, 10).is_none(), "not with the kernel yet");
         let mut given = Vec::new();
@@ -277,8 +293,20 @@ mod tests {
     }
 
     #[test]
+    fn ids_count_from_the_first_of_the_pool() {
+        let pool = Pool::new(512, 4, 64).unwrap();
+        let mut given = Vec::new();
+        pool.give_all(|buffer| given.push(buffer));
+        assert_eq!(given, [512, 513, 514, 515]);
+        pool.write_as_kernel(513, b"large");
+        assert_eq!(&*pool.lease(513, 5).unwrap(), b"large");
+        assert!(pool.lease(1, 5).is_none() && pool.lease(516, 5).is_none(), "not of this pool");
+        assert!(pool.begins_by(512) && !pool.begins_by(511));
+    }
+
+    #[test]
     fn a_lease_keeps_the_memory_alive() {
-        let pool = Pool::new(8, 64).unwrap();
+        let pool = Pool::new(0, 8, 64).unwrap();
         pool.give_all(|_| ());
         pool.write_as_kernel(0, b"still here");
         let lease = pool.lease(0, 10).unwrap();
@@ -288,7 +316,7 @@ mod tests {
 
     #[test]
     fn the_pool_is_short_above_half() {
-        let pool = Pool::new(4, 64).unwrap();
+        let pool = Pool::new(0, 4, 64).unwrap();
         pool.give_all(|_| ());
         let leases: Vec<Lease> = (0..2).map(|n| pool.lease(n, 1).unwrap()).collect();
         assert!(!leases[0].is_pool_short());

@@ -4,6 +4,8 @@
 
 pub(crate) mod affinity;
 pub(crate) mod bufs;
+pub(crate) mod clock;
+pub(crate) mod filter;
 pub(crate) mod gather;
 pub(crate) mod limits;
 pub(crate) mod place;

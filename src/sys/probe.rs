@@ -8,7 +8,6 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use io_uring::{IoUring, opcode, squeue, types};
-use socket2::{Domain, SockAddr, Socket, Type};
 
 /// `IORING_SETUP_*`, from the kernel's `include/uapi/linux/io_uring.h`.
 pub(crate) mod setup {
@@ -70,18 +69,6 @@ pub(crate) fn registered_ring_fd() -> Result<(), i32> {
     submitter.unregister_ring_fd().map_err(|error| errno(&error))
 }
 
-/// Whether one accept can be armed for many connections.
-pub(crate) fn multishot_accept() -> Result<(), i32> {
-    let listener = listener().map_err(|error| errno(&error))?;
-    let accept = opcode::AcceptMulti::new(types::Fd(listener.as_raw_fd())).build();
-    match first_completion(&accept)? {
-        // Nobody connects to a socket without a name: armed, and silent, is what success is.
-        None => Ok(()),
-        Some(result) if result >= 0 => Ok(()),
-        Some(result) => Err(-result),
-    }
-}
-
 /// Whether one receive can be armed for many arrivals.
 pub(crate) fn multishot_recv() -> Result<(), i32> {
     let (near, _far) = UnixStream::pair().map_err(|error| errno(&error))?;
@@ -109,15 +96,6 @@ fn first_completion(entry: &squeue::Entry) -> Result<Option<i32>, i32> {
     // Ends what was armed, so that the socket is free before its owner closes it.
     let _ = ring.submitter().register_sync_cancel(None, types::CancelBuilder::any());
     Ok(result)
-}
-
-/// A listening socket that nobody can find: an unnamed bind lets the kernel invent the name.
-fn listener() -> io::Result<Socket> {
-    let listener = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    listener.bind(&SockAddr::unix("")?)?;
-    listener.listen(1)?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
 }
 
 fn small_ring() -> Result<IoUring, i32> {
@@ -167,7 +145,7 @@ mod tests {
             Ok(features) => assert_ne!(features & feature::EXT_ARG, 0),
             Err(errno) => assert!(errno > 0),
         }
-        for answer in [buffer_ring(), registered_ring_fd(), multishot_accept(), multishot_recv()] {
+        for answer in [buffer_ring(), registered_ring_fd(), multishot_recv()] {
             if let Err(errno) = plain {
                 assert_eq!(answer, Err(errno));
             }
@@ -186,7 +164,6 @@ mod tests {
         let before = crate::sys::limits::open_fds().unwrap();
         for _ in 0..200 {
             let _ = setup_flags_accepted(setup::CLAMP, SMALL, 0);
-            let _ = multishot_accept();
         }
         assert!(crate::sys::limits::open_fds().unwrap() < before + 150);
     }

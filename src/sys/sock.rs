@@ -31,9 +31,47 @@ pub(crate) fn unsent_bytes(socket: BorrowedFd<'_>) -> usize {
     if result < 0 { 0 } else { usize::try_from(count).unwrap_or(0) }
 }
 
+/// Reads and throws away what has come, no more than `most` bytes, without a copy (`MSG_TRUNC`,
+/// tcp(7)); ends when nothing more is there.
+pub(crate) fn discard(socket: BorrowedFd<'_>, mut most: usize) {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
+    while most > 0 {
+        // A Unix socket copies all the same, so there is a buffer.
+        let mut buf = [0u8; 4096];
+        // SAFETY: a TCP socket writes nothing, any other at most as much as the buffer holds.
+        let count =
+            unsafe { libc::recv(socket.as_raw_fd(), buf.as_mut_ptr().cast(), buf.len(), flags) };
+        match usize::try_from(count) {
+            Ok(count) if count > 0 => most = most.saturating_sub(count),
+            _ => return,
+        }
+    }
+}
+
+/// How many connections wait in the queue of a listener: `tcpi_unacked` of its `TCP_INFO`
+/// (`tcp_get_info` in the kernel's net/ipv4/tcp.c). `None` for other sockets.
+pub(crate) fn queued_connections(listener: BorrowedFd<'_>) -> Option<u64> {
+    let info = tcp_info(listener)?;
+    let bytes = info[UNACKED / 8].to_ne_bytes();
+    let half = bytes[UNACKED % 8..][..4].try_into().ok()?;
+    Some(u32::from_ne_bytes(half).into())
+}
+
 /// How many bytes the peer of a TCP connection has acknowledged in its life: `tcpi_bytes_acked` of
 /// `TCP_INFO` (tcp(7), linux/tcp.h). `None` for other sockets.
 pub(crate) fn acknowledged_bytes(socket: BorrowedFd<'_>) -> Option<u64> {
+    tcp_info(socket).map(|info| info[BYTES_ACKED])
+}
+
+/// Whether a TCP connection is over for the kernel: `tcpi_state` of its `TCP_INFO` is
+/// `TCP_CLOSE`. False for other sockets.
+pub(crate) fn is_closed(socket: BorrowedFd<'_>) -> bool {
+    // The first byte of all.
+    tcp_info(socket).is_some_and(|info| info[0].to_ne_bytes()[0] == TCP_CLOSE)
+}
+
+/// As much of `struct tcp_info` as every kernel that we run on has.
+fn tcp_info(socket: BorrowedFd<'_>) -> Option<[u64; 32]> {
     let mut info = [0u64; 32];
     let mut bytes = size_of_val(&info) as libc::socklen_t;
     // SAFETY: the kernel writes at most as many bytes as it is told that there are.
@@ -46,11 +84,15 @@ pub(crate) fn acknowledged_bytes(socket: BorrowedFd<'_>) -> Option<u64> {
             &raw mut bytes,
         )
     };
-    (result == 0 && bytes as usize >= (BYTES_ACKED + 1) * 8).then(|| info[BYTES_ACKED])
+    (result == 0 && bytes as usize >= (BYTES_ACKED + 1) * 8).then_some(info)
 }
 
 /// Where `struct tcp_info` has `tcpi_bytes_acked`, in words of eight bytes.
 const BYTES_ACKED: usize = 120 / 8;
+/// A value of `tcpi_state` (net/tcp_states.h in the kernel's sources).
+const TCP_CLOSE: u8 = 7;
+/// Where it has `tcpi_unacked`, in bytes.
+const UNACKED: usize = 24;
 
 #[cfg(test)]
 mod tests {
@@ -77,6 +119,51 @@ mod tests {
         while acknowledged_bytes(ours.as_fd()) != Some(before + 1000) {
             assert!(Instant::now() < give_up, "{:?}", acknowledged_bytes(ours.as_fd()));
         }
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no sockets")]
+    fn a_listener_tells_how_many_are_queued() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        assert_eq!(queued_connections(listener.as_fd()), Some(0));
+        let addr = listener.local_addr().unwrap();
+        let clients: Vec<_> = (0..7).map(|_| TcpStream::connect(addr).unwrap()).collect();
+        assert_eq!(queued_connections(listener.as_fd()), Some(clients.len() as u64));
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no sockets")]
+    fn unread_input_is_thrown_away_up_to_a_bound() {
+        let (mut tcp, (mut unix, our_unix)) = (Vec::new(), UnixStream::pair().unwrap());
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        tcp.push(listener.accept().unwrap().0);
+        theirs.write_all(&[7; 50_000]).unwrap();
+        unix.write_all(&[7; 50_000]).unwrap();
+        let give_up = Instant::now() + Duration::from_secs(5);
+        while unread_bytes(tcp[0].as_fd()) < 50_000 {
+            assert!(Instant::now() < give_up);
+        }
+        for ours in [tcp[0].as_fd(), our_unix.as_fd()] {
+            discard(ours, 10_000);
+            assert!((30_000..=40_000).contains(&unread_bytes(ours)), "{}", unread_bytes(ours));
+            discard(ours, 1 << 20);
+            assert_eq!(unread_bytes(ours), 0);
+        }
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no sockets")]
+    fn a_connection_that_was_reset_is_closed_and_no_other_is() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (theirs, _) = listener.accept().unwrap();
+        assert!(!is_closed(ours.as_fd()) && !is_closed(listener.as_fd()));
+        socket2::SockRef::from(&theirs).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(theirs);
+        assert!(ours.read(&mut [0]).is_err(), "a reset");
+        assert!(is_closed(ours.as_fd()));
+        assert!(!is_closed(UnixStream::pair().unwrap().0.as_fd()));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use io_uring::{IoUring, cqueue, opcode, squeue};
 use super::bufs::{BufRing, Lease, Pool};
 use super::gather::Gather;
 use super::wake::EventFd;
-use crate::driver::{Completion, DriverCounters, Errno, Name, Op, Outcome, Socket, Wait};
+use crate::driver::{Completion, DriverCounters, Errno, Group, Name, Op, Outcome, Socket, Wait};
 use crate::refusal::RingAsked;
 use crate::token::{Kind, Token};
 
@@ -29,6 +29,9 @@ pub(crate) struct RingSetup {
     pub(crate) cq_entries: u32,
     pub(crate) buffers: u16,
     pub(crate) buffer_bytes: u32,
+    /// 0 for none.
+    pub(crate) large_buffers: u16,
+    pub(crate) large_buffer_bytes: u32,
 }
 
 impl RingSetup {
@@ -44,7 +47,8 @@ impl RingSetup {
 #[derive(Debug)]
 pub(crate) struct Uring {
     ring: ManuallyDrop<Box<Ring>>,
-    bufs: ManuallyDrop<BufRing>,
+    /// The small receive buffers, and the large ones if there are any.
+    bufs: ManuallyDrop<Vec<BufRing>>,
     /// Sends in flight, by slot. The kernel reads what they own.
     sends: Vec<Option<Sending>>,
     /// What found the submission queue full.
@@ -87,16 +91,15 @@ impl Uring {
         doorbell: Arc<EventFd>,
         epoch: Instant,
     ) -> io::Result<Uring> {
+        // Before the ring, so that an error drops them after it: the kernel knows them until then.
+        let mut bufs = Vec::with_capacity(2);
         let uring = build(setup)?;
         let enter_flags = if uring.params().is_feature_no_iowait() { ENTER_NO_IOWAIT } else { 0 };
-        let pool = Pool::new(setup.buffers, setup.buffer_bytes)?;
-        let mut bufs = BufRing::new(pool)?;
-        let entries = setup.buffers;
-        // SAFETY: the entries live until `unregister_buf_ring` in `drop`, or for good.
-        unsafe {
-            uring.submitter().register_buf_ring_with_flags(bufs.address(), entries, GROUP, 0)
-        }?;
-        bufs.publish();
+        bufs.push(register(&uring, Group::Small, 0, setup.buffers, setup.buffer_bytes)?);
+        if setup.large_buffers > 0 {
+            let (buffers, bytes) = (setup.large_buffers, setup.large_buffer_bytes);
+            bufs.push(register(&uring, Group::Large, setup.buffers, buffers, bytes)?);
+        }
         let mut ring = Box::new(Ring { uring, registered: None, enter_flags });
         ring.register_fd();
         let mut driver = Uring {
@@ -116,17 +119,14 @@ impl Uring {
 
     pub(crate) fn push(&mut self, token: Token, op: Op) {
         let entry = match op {
-            Op::Accept { listener: Name(fd), once: false } => {
-                opcode::AcceptMulti::new(Fd(fd)).flags(libc::SOCK_CLOEXEC).build()
-            }
-            Op::Accept { listener: Name(fd), once: true } => {
+            Op::Accept { listener: Name(fd) } => {
                 let (address, length) = (std::ptr::null_mut(), std::ptr::null_mut());
                 opcode::Accept::new(Fd(fd), address, length).flags(libc::SOCK_CLOEXEC).build()
             }
-            Op::Receive { socket: Name(fd), once } => {
+            Op::Receive { socket: Name(fd), once, group } => {
                 let ioprio = if once { 0 } else { RECV_MULTISHOT };
                 opcode::Recv::new(Fd(fd), std::ptr::null_mut(), 0)
-                    .buf_group(GROUP)
+                    .buf_group(group as u16)
                     .ioprio(ioprio)
                     .build()
                     .flags(squeue::Flags::BUFFER_SELECT)
@@ -142,7 +142,9 @@ impl Uring {
     }
 
     pub(crate) fn enter(&mut self, wait: Wait) -> io::Result<()> {
-        self.bufs.publish();
+        for bufs in self.bufs.iter_mut() {
+            bufs.publish();
+        }
         self.move_backlog();
         let (queued, overflown, deferred) = {
             let queue = self.ring.uring.submission();
@@ -173,7 +175,7 @@ impl Uring {
             let last = !cqueue::more(entry.flags());
             self.in_flight -= usize::from(last);
             let token = Token::from_bits(entry.user_data());
-            match outcome(token, &entry, last, self.bufs.pool(), &mut self.sends) {
+            match outcome(token, &entry, last, &self.bufs, &mut self.sends) {
                 Some(outcome) => {
                     rearm_doorbell |= last && matches!(outcome, Outcome::Doorbell);
                     into.push(Completion { token, last, outcome });
@@ -190,14 +192,13 @@ impl Uring {
     }
 
     pub(crate) fn pool(&self) -> &Rc<Pool> {
-        self.bufs.pool()
+        self.bufs[0].pool()
     }
 
     pub(crate) fn now_ns(&self) -> u64 {
         self.epoch.elapsed().as_nanos() as u64
     }
 
-    #[cfg(test)]
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight
     }
@@ -232,7 +233,7 @@ impl Uring {
             let last = !cqueue::more(entry.flags());
             self.in_flight -= usize::from(last);
             let token = Token::from_bits(entry.user_data());
-            if let Some(outcome) = outcome(token, &entry, last, self.bufs.pool(), &mut self.sends) {
+            if let Some(outcome) = outcome(token, &entry, last, &self.bufs, &mut self.sends) {
                 into.push(Completion { token, last, outcome });
             }
         }
@@ -302,11 +303,14 @@ impl Drop for Uring {
             return;
         }
         self.ring.unregister_fd();
-        let unregistered = self.ring.uring.submitter().unregister_buf_ring(GROUP);
+        let groups = 0..self.bufs.len() as u16;
+        let submitter = self.ring.uring.submitter();
+        let unregistered = groups.map(|group| submitter.unregister_buf_ring(group));
+        let unregistered = unregistered.collect::<io::Result<()>>();
         // SAFETY: dropped nowhere else. Nothing is in flight.
         unsafe { ManuallyDrop::drop(&mut self.ring) };
         if unregistered.is_ok() {
-            // SAFETY: dropped nowhere else. The kernel no longer knows the ring of buffers.
+            // SAFETY: dropped nowhere else. The kernel no longer knows the rings of buffers.
             unsafe { ManuallyDrop::drop(&mut self.bufs) };
         }
     }
@@ -386,19 +390,37 @@ fn build(setup: RingSetup) -> io::Result<IoUring> {
     }
 }
 
+/// Registers receive buffers of one size, all of them the kernel's.
+fn register(
+    uring: &IoUring,
+    group: Group,
+    first: u16,
+    buffers: u16,
+    buffer_bytes: u32,
+) -> io::Result<BufRing> {
+    let mut bufs = BufRing::new(Pool::new(first, buffers, buffer_bytes)?)?;
+    let (submitter, address) = (uring.submitter(), bufs.address());
+    // SAFETY: the entries live until `unregister_buf_ring` in `Uring::drop`, or for good.
+    unsafe { submitter.register_buf_ring_with_flags(address, buffers, group as u16, 0) }?;
+    bufs.publish();
+    Ok(bufs)
+}
+
 /// Takes over what a completion carries. `None`: it belongs to nothing that is in flight.
 fn outcome(
     token: Token,
     entry: &cqueue::Entry,
     last: bool,
-    pool: &Rc<Pool>,
+    bufs: &[BufRing],
     sends: &mut [Option<Sending>],
 ) -> Option<Outcome> {
     let result = entry.result();
     let result = usize::try_from(result).map_err(|_| Errno(-result));
     // A buffer that the kernel has picked is ours again, whatever else the completion says.
-    let lease: Option<Lease> = cqueue::buffer_select(entry.flags())
-        .and_then(|buffer| pool.lease(buffer, *result.as_ref().unwrap_or(&0) as u32));
+    let lease: Option<Lease> = cqueue::buffer_select(entry.flags()).and_then(|buffer| {
+        let pool = bufs.iter().rev().map(BufRing::pool).find(|pool| pool.begins_by(buffer))?;
+        pool.lease(buffer, *result.as_ref().unwrap_or(&0) as u32)
+    });
     Some(match token.kind()? {
         Kind::Accept => Outcome::Accepted(result.map(|fd| {
             // SAFETY: a fresh descriptor, given to us by the accept and owned by nobody else.
@@ -431,8 +453,6 @@ struct RsrcUpdate {
     data: u64,
 }
 
-/// The one buffer group of a ring.
-const GROUP: u16 = 0;
 /// A longer send is continued when the kernel has taken this much; its length field has 32 bits.
 const SEND_BYTES_MAX: usize = 1 << 30;
 /// How long one call may wait for what it has cancelled.

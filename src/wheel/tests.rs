@@ -236,6 +236,7 @@ fn seeds(count: u64) -> Vec<u64> {
     }
 }
 
+/// Scenario 51.
 #[test]
 fn random_histories_agree_with_the_oracle() {
     for seed in seeds(300) {
@@ -342,6 +343,7 @@ fn slices_of_seven_fire_the_same_timers_as_one_call() {
     assert!(sliced.is_empty() && whole.is_empty());
 }
 
+/// Case 41, scenario 51.
 #[test]
 fn a_million_timers_fire_once_each_and_in_time() {
     let count: u32 = if cfg!(miri) { 300 } else { 1_000_000 };

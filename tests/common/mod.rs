@@ -1,9 +1,16 @@
 //! What the integration tests share: servers on a port of their own, and waiting with a deadline.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub mod child;
+pub mod filter;
+pub mod late;
+pub mod load;
 pub mod peer;
+pub mod site;
+pub mod world;
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use slipring::{Config, Connection, CoreStats, ListenAddr, Running, Server};
@@ -17,6 +24,25 @@ pub async fn echo(mut conn: Connection) -> slipring::Result<()> {
     while let Some(chunk) = conn.recv().await? {
         conn.send(chunk).await?;
     }
+    Ok(())
+}
+
+/// An echo that spins without end on the word `loop`, until it is told to stop.
+pub async fn echo_or_loop(mut conn: Connection, stop: &AtomicBool) -> slipring::Result<()> {
+    while let Some(chunk) = conn.recv().await? {
+        while &*chunk == b"loop" && !stop.load(SeqCst) {
+            std::hint::spin_loop();
+        }
+        conn.send(chunk).await?;
+    }
+    Ok(())
+}
+
+/// Answers the first message, then looks at nothing for a minute.
+pub async fn ignore_all(mut conn: Connection) -> slipring::Result<()> {
+    conn.recv().await?;
+    conn.write(b"x").await?;
+    slipring::time::sleep(Duration::from_millis(60_000)).await;
     Ok(())
 }
 
@@ -66,6 +92,32 @@ pub fn slowness() -> u64 {
 /// How many times longer than in an ordinary run a test is to go on, from `RING_TEST_LONG`.
 pub fn length() -> u64 {
     std::env::var("RING_TEST_LONG").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
+/// An address that nobody has now, outside of the ports that the kernel gives to clients.
+pub fn free_address() -> SocketAddr {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    loop {
+        let step = NEXT.fetch_add(1, SeqCst) + u64::from(std::process::id()) * 37;
+        let addr = SocketAddr::from(([127, 0, 0, 1], 20_000 + (step % 10_000) as u16));
+        if TcpListener::bind(addr).is_ok() {
+            return addr;
+        }
+    }
+}
+
+/// The first CPUs of those that this process may use, for `Config::cpus`.
+pub fn first_cpus(count: usize) -> String {
+    let status = std::fs::read_to_string("/proc/self/status").expect("read /proc/self/status");
+    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    let mut cpus = Vec::new();
+    for run in list.expect("proc(5) has this line").trim().split(',') {
+        let (first, last) = run.split_once('-').unwrap_or((run, run));
+        let [first, last] = [first, last].map(|cpu| cpu.parse::<u16>().expect("a CPU's number"));
+        cpus.extend((first..=last).map(|cpu| cpu.to_string()));
+    }
+    cpus.truncate(count);
+    cpus.join(",")
 }
 
 /// The open descriptors of this process.

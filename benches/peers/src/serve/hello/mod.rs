@@ -1,0 +1,32 @@
+//! The HTTP/1.1 servers: each answers any GET with `Hello, World!` as plain text.
+
+use super::{Entry, Order, Result};
+
+#[cfg(feature = "actix")]
+mod actix;
+#[cfg(feature = "hyper")]
+mod answer;
+#[cfg(feature = "compio")]
+mod compio;
+#[cfg(feature = "monoio")]
+mod monoio;
+#[cfg(feature = "ntex")]
+mod ntex;
+#[cfg(feature = "tokio")]
+mod tokio;
+
+pub const SERVERS: &[Entry] = &[
+    #[cfg(feature = "tokio")]
+    ("hyper-tokio", tokio::serve),
+    #[cfg(feature = "monoio")]
+    ("hyper-monoio", monoio::serve),
+    #[cfg(feature = "compio")]
+    ("hyper-compio", compio::serve),
+    #[cfg(feature = "ntex")]
+    ("ntex-http", ntex::serve),
+    #[cfg(feature = "actix")]
+    ("actix-web", actix::serve),
+];
+
+#[cfg(any(feature = "actix", feature = "hyper", feature = "ntex"))]
+use slipring_peers::load::HELLO;

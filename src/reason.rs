@@ -1,0 +1,80 @@
+//! What a close reason means for the connection's end, and for the calls that hear of it.
+
+use std::time::Duration;
+
+use crate::deadline::{DeadlineKind, Deadlines, Limits};
+use crate::error::{Error, ErrorKind};
+use crate::report::CloseReason;
+
+impl DeadlineKind {
+    pub(crate) fn close_reason(self) -> CloseReason {
+        match self {
+            DeadlineKind::FirstByte => CloseReason::FirstByte,
+            DeadlineKind::Message => CloseReason::Message,
+            DeadlineKind::Idle => CloseReason::Idle,
+            DeadlineKind::Handler => CloseReason::Handler,
+            DeadlineKind::WriteStall => CloseReason::WriteStall,
+            DeadlineKind::HalfClose => CloseReason::HalfClosed,
+            DeadlineKind::Lifetime => CloseReason::Lifetime,
+        }
+    }
+}
+
+impl CloseReason {
+    /// Whether the connection ends with a reset, which frees what the kernel holds for a peer that
+    /// does not take it. All others end with a FIN.
+    pub(crate) fn resets(self) -> bool {
+        matches!(self, CloseReason::WriteStall | CloseReason::MinRate | CloseReason::Aborted)
+    }
+
+    /// The error that an operation on a connection that was ended for this reason gets.
+    pub(crate) fn to_error(
+        self,
+        operation: &'static str,
+        limits: Option<(&Deadlines, &Limits)>,
+    ) -> Error {
+        let late = |kind, words: &str, variable: &str| {
+            let limit_ms = limits.map_or(0, |(own, shared)| own.limit_ms(shared, kind));
+            Error::new(ErrorKind::TimedOut, operation)
+                .because(format!("{words} for {:?} ({variable})", Duration::from_millis(limit_ms)))
+        };
+        match self {
+            CloseReason::FirstByte => {
+                late(DeadlineKind::FirstByte, "no first byte came", "SLIPRING_FIRST_BYTE_MS")
+            }
+            CloseReason::Message => {
+                late(DeadlineKind::Message, "a message was incomplete", "SLIPRING_MESSAGE_MS")
+            }
+            CloseReason::Idle => {
+                late(DeadlineKind::Idle, "no byte went either way", "SLIPRING_IDLE_MS")
+            }
+            CloseReason::Handler => {
+                late(DeadlineKind::Handler, "the handler was busy", "SLIPRING_HANDLER_MS")
+            }
+            CloseReason::WriteStall => {
+                late(DeadlineKind::WriteStall, "the peer took no output", "SLIPRING_WRITE_STALL_MS")
+            }
+            CloseReason::Lifetime => {
+                late(DeadlineKind::Lifetime, "the connection has lived", "SLIPRING_LIFETIME_MS")
+            }
+            CloseReason::MinRate => Error::new(ErrorKind::TimedOut, operation)
+                .because("the peer was too slow (SLIPRING_MIN_RATE_BYTES_PER_S)"),
+            CloseReason::Heartbeat => Error::new(ErrorKind::TimedOut, operation)
+                .because("the peer gave no sign of life (SLIPRING_HEARTBEAT_TIMEOUT_MS)"),
+            CloseReason::HalfClosed => Error::new(ErrorKind::Closed, operation).because(
+                "the peer had ended its side (SLIPRING_HALF_CLOSE, SLIPRING_HALF_CLOSE_MS)",
+            ),
+            CloseReason::Aborted => {
+                Error::new(ErrorKind::Closed, operation).because("the connection was aborted")
+            }
+            CloseReason::Evicted => Error::new(ErrorKind::Resource, operation).because(
+                "the server ran short, and this connection was idle (SLIPRING_EVICT_PERCENT)",
+            ),
+            CloseReason::Forced => {
+                Error::new(ErrorKind::Forced, operation).because("the drain's deadline has come")
+            }
+            _ => Error::new(ErrorKind::PeerReset, operation)
+                .because("the peer reset the connection, or its machine is gone"),
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! The end of a core, after a drain or a failure: whatever is left is ended, every operation's end
+//! is seen, the queues are emptied, and the books are closed.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::core::{Core, CoreCell, NS_PER_MS};
+use crate::driver::{Shut, Socket, Wait};
+use crate::executor::{drop_guarded, guarded, panic_text};
+use crate::post::Message;
+use crate::report::CloseReason;
+use crate::table::Id;
+
+impl CoreCell {
+    /// Ends whatever the drain has left, sees every operation's end, and closes the books.
+    ///
+    /// After a bug of ours nothing is certain, so each stage is on its own: one that panics does
+    /// not keep the next from its part. Returns what the first that did has said.
+    pub(crate) fn shut_down(self: &Rc<CoreCell>) -> Option<String> {
+        let stages: [fn(&Rc<CoreCell>); 6] = [
+            CoreCell::drop_code_of_others,
+            CoreCell::force_all,
+            CoreCell::let_connections_go,
+            |core| core.borrow_mut().quiesce(),
+            |core| core.borrow_mut().empty_queues(),
+            CoreCell::close_books,
+        ];
+        let mut failure = None;
+        for stage in stages {
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| stage(self))) {
+                failure.get_or_insert(panic_text(&*panic));
+            }
+        }
+        failure
+    }
+
+    fn drop_code_of_others(self: &Rc<CoreCell>) {
+        let leftover = self.borrow_mut().take_all_tasks();
+        drop_guarded(leftover);
+        // Handlers are anyone's code, and may own connections of the core.
+        let handlers = self.borrow_mut().take_handlers();
+        guarded(move || drop(handlers));
+    }
+
+    fn force_all(self: &Rc<CoreCell>) {
+        let left = self.borrow_mut().table.ids().collect::<Vec<_>>();
+        for id in left {
+            self.borrow_mut().note_survivor(id);
+            self.borrow_mut().end(id, CloseReason::Forced);
+        }
+    }
+
+    /// Handles that were dropped with their futures let their connections go.
+    fn let_connections_go(self: &Rc<CoreCell>) {
+        let give_up_ns = self.borrow_mut().driver.now_ns() + SHUT_DOWN_LIMIT_NS;
+        loop {
+            self.bury();
+            let mut core = self.borrow_mut();
+            // One whose socket is closed is only held by somebody who never lets it go.
+            let closed = core.table.iter().all(|(_, entry)| entry.socket.is_none());
+            if closed || core.driver.now_ns() >= give_up_ns {
+                break;
+            }
+            core.close_released();
+            core.flush_outputs();
+            let _ = core.driver.enter(Wait::AtMostNs(NS_PER_MS));
+            let mut completions = Vec::new();
+            core.driver.reap(&mut completions, usize::MAX);
+            for completion in completions {
+                core.dispatch(completion);
+            }
+        }
+    }
+
+    fn close_books(self: &Rc<CoreCell>) {
+        let late_mail = {
+            let mut core = self.borrow_mut();
+            let leaked = core.driver.in_flight() > 0;
+            for id in core.table.ids().collect::<Vec<_>>() {
+                core.remove_forced(id, leaked);
+            }
+            // First, so that nobody grants a place to a core that will not hear of it.
+            let unread = core.post.mailbox.close();
+            let control = Arc::clone(&core.control);
+            core.lease.end(|other| control.seats()[other].post.post(Message::Look).is_ok());
+            let listeners = std::mem::take(&mut core.listeners);
+            if leaked {
+                // The kernel may still use their descriptors.
+                std::mem::forget(listeners);
+            }
+            core.publish_counters();
+            let unheard = std::mem::take(&mut core.mail);
+            (unread, unheard, std::mem::take(&mut core.inspections))
+        };
+        guarded(move || drop(late_mail));
+        self.bury();
+    }
+}
+
+impl Core {
+    fn quiesce(&mut self) {
+        let (limit, mut last) = (Duration::from_nanos(SHUT_DOWN_LIMIT_NS), Vec::new());
+        let leaked = self.driver.quiesce(limit, &mut last);
+        self.counters.leaked_operations.add(leaked as u64);
+        for completion in last {
+            self.dispatch(completion);
+        }
+    }
+
+    /// What a drain would have taken from the queues, and a core that has failed has left there,
+    /// gets a FIN; a close of the listeners would reset it.
+    fn empty_queues(&mut self) {
+        let sockets = self.listeners.iter_mut().filter_map(|listener| listener.take_socket());
+        for socket in sockets.collect::<Vec<_>>() {
+            for _ in 0..self.settings.backlog {
+                let Ok(connection) = socket.accept_now() else { break };
+                self.turn_away(connection);
+            }
+            self.counters.queue_abandoned.add(socket.queued_connections());
+            if self.driver.in_flight() > 0 {
+                // The kernel may still use its descriptor.
+                std::mem::forget(socket);
+            }
+        }
+    }
+
+    /// A connection that nobody is left to serve.
+    pub(crate) fn turn_away(&mut self, socket: Socket) {
+        self.counters.accepted.add(1);
+        self.counters.close(CloseReason::Forced);
+        socket.shut(Shut::Write);
+        socket.discard_unread(UNREAD_MAX);
+    }
+
+    /// Closes the books on a connection whose operations did not all end.
+    fn remove_forced(&mut self, id: Id, leak: bool) {
+        if let Some(mut entry) = self.table.remove(id) {
+            self.tasks.discard(Some(std::mem::take(&mut entry.reader)));
+            self.tasks.discard(Some(std::mem::take(&mut entry.writer)));
+            if leak {
+                // The kernel may still use the descriptor: never close it.
+                std::mem::forget(entry.socket.take());
+            }
+            self.forget(&mut entry);
+            self.counters.close(entry.reason());
+            self.counters.live.set(self.table.len() as u64);
+        }
+    }
+}
+
+/// How long a core that is down waits for the last completions before it leaks; twice at most.
+const SHUT_DOWN_LIMIT_NS: u64 = 30 * NS_PER_MS;
+/// A default receive buffer of the kernel holds no more (tcp(7), `tcp_rmem`).
+const UNREAD_MAX: usize = 1 << 20;

@@ -1,0 +1,192 @@
+//! The simulated kernel as the core sees it: a driver, and sockets.
+
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::peer::{Fate, Peer};
+use super::{Running, WorldRef};
+use crate::driver::{Completion, DriverCounters, Errno, Name, Op, Outcome, Shut, Socket, Wait};
+use crate::sys::bufs::Pool;
+use crate::token::Token;
+
+/// The driver's end of a world.
+#[derive(Debug)]
+pub(crate) struct SimDriver {
+    world: WorldRef,
+    pool: Rc<Pool>,
+}
+
+impl SimDriver {
+    pub(crate) fn new(world: &WorldRef) -> SimDriver {
+        let pool = Rc::clone(&world.borrow().pool);
+        SimDriver { world: Rc::clone(world), pool }
+    }
+
+    pub(crate) fn push(&mut self, token: Token, op: Op) {
+        let mut world = self.world.borrow_mut();
+        if let Op::Send { .. } = op {
+            let twice = world.tokens().any(|other| other == token);
+            assert!(!twice, "two sends in flight on one connection");
+        }
+        world.queued.push_back(Running { token, op, sent: 0, cancelled: false });
+    }
+
+    pub(crate) fn enter(&mut self, wait: Wait) -> io::Result<()> {
+        let world = &mut *self.world.borrow_mut();
+        world.counters.enters += 1;
+        world.last_wait = wait;
+        world.pool.give_all(|buffer| world.buffers.push_back(buffer));
+        world.counters.submissions += world.queued.len() as u64;
+        let queued = std::mem::take(&mut world.queued);
+        world.running.extend(queued);
+        world.step();
+        let interrupted =
+            world.counters.enters.checked_rem(world.orders.interrupt_every) == Some(0);
+        let ordered = interrupted.then_some(libc::EINTR);
+        if let Some(error) = world.orders.enter_errors.pop_front().or(ordered) {
+            return Err(io::Error::from_raw_os_error(error));
+        }
+        if wait != Wait::No && world.rng.percent(world.fault_percent) {
+            let errors = [libc::EINTR, libc::EBUSY, libc::EAGAIN];
+            let error = errors[world.rng.below(3) as usize];
+            return Err(io::Error::from_raw_os_error(error));
+        }
+        let limit_ns = match wait {
+            Wait::No => 0,
+            Wait::AtMostNs(ns) => ns,
+            Wait::Forever => FOREVER_NS,
+        };
+        let until_ns = world.now_ns.saturating_add(limit_ns);
+        for _ in 0..STEPS_MAX {
+            if world.orders.by_hand || !world.ready.is_empty() || world.now_ns >= until_ns {
+                return Ok(());
+            }
+            world.step();
+        }
+        world.now_ns = until_ns;
+        Ok(())
+    }
+
+    pub(crate) fn reap(&mut self, into: &mut Vec<Completion>, budget: usize) -> bool {
+        loop {
+            let mut world = self.world.borrow_mut();
+            if world.ready.is_empty() || into.len() >= budget {
+                return !world.ready.is_empty();
+            }
+            // Any operation's turn may come, but its completions keep their order.
+            let pick = world.rng.next() as usize % world.ready.len();
+            let token = world.ready[pick].token;
+            let first = world.ready.iter().position(|done| done.token == token).unwrap_or(pick);
+            let mut completion = world.ready.remove(first);
+            world.counters.completions += 1;
+            drop(world);
+            if let Outcome::Accepted(Err(Errno(marker @ ..0))) = completion.outcome {
+                let socket = SimSocket { fd: -marker, world: Rc::clone(&self.world) };
+                completion.outcome = Outcome::Accepted(Ok(Socket::Sim(socket)));
+            }
+            into.push(completion);
+        }
+    }
+
+    pub(crate) fn pool(&self) -> &Rc<Pool> {
+        &self.pool
+    }
+
+    pub(crate) fn now_ns(&self) -> u64 {
+        self.world.borrow().now_ns
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.world.borrow().tokens().count()
+    }
+
+    pub(crate) fn counters(&self) -> DriverCounters {
+        self.world.borrow().counters
+    }
+
+    pub(crate) fn quiesce(&mut self, _limit: Duration, into: &mut Vec<Completion>) -> usize {
+        self.reap(into, usize::MAX);
+        let world = &mut *self.world.borrow_mut();
+        world.queued.clear();
+        world.running.clear();
+        0
+    }
+}
+
+/// A socket of the simulated kernel; dropping it closes it.
+#[derive(Debug)]
+pub(crate) struct SimSocket {
+    pub(super) fd: i32,
+    pub(super) world: WorldRef,
+}
+
+impl SimSocket {
+    pub(crate) fn name(&self) -> Name {
+        Name(self.fd)
+    }
+
+    pub(crate) fn accept_now(&self) -> io::Result<SimSocket> {
+        let mut world = self.world.borrow_mut();
+        let chance = world.fault_percent;
+        if world.lacks_descriptor() || (world.rng.percent(chance) && world.rng.percent(20)) {
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
+        }
+        let peer = world.backlog.pop_front().ok_or(io::ErrorKind::WouldBlock)?;
+        let fd = world.free_fd();
+        world.streams.insert(fd, peer);
+        drop(world);
+        Ok(SimSocket { fd, world: Rc::clone(&self.world) })
+    }
+
+    /// Peers that are still to come wait, and find the listener closed.
+    pub(crate) fn drop_syns(&self) -> io::Result<()> {
+        self.world.borrow_mut().drops_syns = true;
+        Ok(())
+    }
+
+    pub(crate) fn shut(&self, shut: Shut) {
+        if let Some(peer) = self.world.borrow_mut().streams.get_mut(&self.fd) {
+            peer.shut(shut);
+        }
+    }
+
+    pub(crate) fn abort_on_close(&self) {
+        if let Some(peer) = self.world.borrow_mut().streams.get_mut(&self.fd) {
+            peer.fate = Fate::Reset;
+        }
+    }
+
+    pub(crate) fn acknowledged_bytes(&self) -> u64 {
+        self.world.borrow().streams.get(&self.fd).map_or(0, |peer| peer.received.len() as u64)
+    }
+
+    pub(crate) fn queued_connections(&self) -> u64 {
+        self.world.borrow().backlog.len() as u64
+    }
+
+    pub(crate) fn discard(&self, most: usize) {
+        if let Some(peer) = self.world.borrow_mut().streams.get_mut(&self.fd) {
+            peer.read(most);
+        }
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.world.borrow().streams.get(&self.fd).is_none_or(Peer::is_reset)
+    }
+
+    pub(crate) fn unread_bytes(&self) -> usize {
+        self.world.borrow().streams.get(&self.fd).map_or(0, Peer::unread)
+    }
+}
+
+impl Drop for SimSocket {
+    fn drop(&mut self) {
+        self.world.borrow_mut().close(self.fd);
+    }
+}
+
+/// How long, in virtual time, a wait without a limit may last before it returns for nothing.
+const FOREVER_NS: u64 = 1_000_000_000;
+/// After so many steps without news a wait jumps to its end.
+const STEPS_MAX: usize = 40;

@@ -1,0 +1,315 @@
+//! One core in a simulated world: what it is made of, one turn, and what must hold after each.
+
+use std::cell::{Cell, RefCell};
+use std::panic::Location;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::peer::Peer;
+use super::{Rng, SimDriver, World, WorldRef};
+use crate::caps::{Lease, Places};
+use crate::config::{Config, Settings};
+use crate::conn::{self, Connection};
+use crate::control::{Control, Seat};
+use crate::core::{Core, CoreRef};
+use crate::driver::{Driver, Socket};
+use crate::error::Result;
+use crate::listen::{Handler, Listener};
+use crate::local::Entered;
+use crate::post::{CoreBell, PostBox};
+use crate::stats::CoreStats;
+use crate::time::sleep;
+use crate::token::Kind;
+
+/// One core in one world.
+pub(super) struct Rig {
+    pub(super) world: WorldRef,
+    pub(super) core: CoreRef,
+    pub(super) control: Arc<Control>,
+    accepts: Cell<bool>,
+    /// The core is shut down, or broken beyond that.
+    pub(super) over: Cell<bool>,
+}
+
+/// What the handlers of a run do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum House {
+    /// All of them echo.
+    Echo,
+    /// Some are slow, leave early, fail, panic, keep their chunks, spawn, or sleep for good.
+    Mixed,
+}
+
+impl Rig {
+    /// A core with a few peers of all manners.
+    pub(super) fn new(seed: u64, house: House) -> Rig {
+        let mut rng = Rng::new(seed ^ 0x5EED);
+        let buffers = 1 << (2 + rng.below(4));
+        let buffer_bytes = 64 << rng.below(4);
+        let peers = (0..1 + rng.below(12)).map(|_| Peer::new(&mut rng)).collect();
+        let world = World::new(seed, buffers, buffer_bytes, peers);
+        let most = 1 + rng.below(10) as usize;
+        Rig::cores(vec![world], rng, house, most).remove(0)
+    }
+
+    /// Cores of one server, each with a world of its own.
+    pub(super) fn cores(
+        worlds: Vec<WorldRef>,
+        mut rng: Rng,
+        house: House,
+        most: usize,
+    ) -> Vec<Rig> {
+        let settings = settings(&mut rng);
+        let rng = Rc::new(RefCell::new(rng));
+        let handler = conn::handler(move |conn| {
+            let manner = if house == House::Mixed { rng.borrow_mut().below(12) } else { 0 };
+            serve(conn, manner)
+        });
+        Rig::start(worlds, settings, most, &handler)
+    }
+
+    /// A core that handles as it is told, in a kernel without faults but those that are ordered.
+    pub(super) fn with<H, F>(world: WorldRef, config: Config, handle: H) -> Rig
+    where
+        H: Fn(Connection) -> F + 'static,
+        F: Future<Output = Result<()>> + 'static,
+    {
+        world.borrow_mut().fault_percent = 0;
+        let settings = config.settings().expect("valid settings");
+        let handler = conn::handler(handle);
+        Rig::start(vec![world], settings, settings.connections_max, &handler).remove(0)
+    }
+
+    /// As [`Rig::with`], in a world in which nothing happens but what the test does.
+    pub(super) fn by_hand<H, F>(config: Config, handle: H) -> Rig
+    where
+        H: Fn(Connection) -> F + 'static,
+        F: Future<Output = Result<()>> + 'static,
+    {
+        let world = World::new(0, 8, 256, Vec::new());
+        world.borrow_mut().orders.by_hand = true;
+        let rig = Rig::with(world, config, handle);
+        rig.run(0);
+        // Until it waits for the first connection.
+        for _ in 0..3 {
+            rig.turn();
+        }
+        rig
+    }
+
+    fn start(
+        worlds: Vec<WorldRef>,
+        settings: Settings,
+        most: usize,
+        handler: &Handler,
+    ) -> Vec<Rig> {
+        let seats: Vec<Seat> = (0..worlds.len() as u16)
+            .map(|cpu| Seat { cpu, post: PostBox::new(CoreBell::Silent), counters: Arc::default() })
+            .collect();
+        let control = Arc::new(Control::new(Instant::now(), seats));
+        let places = Arc::new(Places::new(most * control.seats().len(), control.seats().len(), 0));
+        let start = |(index, (world, seat)): (usize, (WorldRef, &Seat))| {
+            let lease = Lease::new(Arc::clone(&places), index);
+            let driver = Driver::Sim(SimDriver::new(&world));
+            let (counters, post) = (Arc::clone(&seat.counters), Arc::clone(&seat.post));
+            let core = Core::start(driver, settings, lease, Arc::clone(&control), counters, post);
+            let socket = Socket::Sim(World::listen(&world));
+            let listener = Listener::new(socket, Rc::clone(handler), place());
+            core.borrow_mut().listeners.push(listener);
+            let (accepts, over) = (Cell::new(false), Cell::new(false));
+            Rig { world, core, control: Arc::clone(&control), accepts, over }
+        };
+        worlds.into_iter().zip(control.seats()).enumerate().map(start).collect()
+    }
+
+    /// One turn, and then every invariant.
+    pub(super) fn turn(&self) -> bool {
+        let up = {
+            let _entered = Entered::new(&self.core);
+            self.core.turn().expect("the simulator's errors are all of the transient kind")
+        };
+        self.check();
+        up
+    }
+
+    fn check(&self) {
+        let core = self.core.borrow_mut();
+        let world = self.world.borrow();
+        let (kernel, leased, returned) = core.driver.pool().census();
+        assert_eq!(kernel, world.kernel_buffers(), "buffers with the kernel");
+        let buffers = core.driver.pool().buffers() as usize;
+        assert_eq!(kernel + leased + returned, buffers, "buffers in all");
+
+        let mut operations = 0;
+        for (id, entry) in core.table.iter() {
+            let in_flight = world.operations_of(id.index, id.generation);
+            assert_eq!(usize::from(entry.in_flight), in_flight, "in flight on {entry:?}");
+            assert!(entry.timer.is_some(), "a connection without a deadline: {entry:?}");
+            operations += in_flight;
+        }
+        let of_listeners = |kind| matches!(kind, Some(Kind::Accept));
+        let accepts = world.tokens().filter(|token| of_listeners(token.kind())).count();
+        let lone = world.tokens().filter(|t| t.slot() == crate::listen::NO_CONNECTION).count();
+        assert_eq!(operations + accepts + lone, core.driver.in_flight(), "operations in all");
+
+        let sockets = core.table.iter().filter(|(_, entry)| entry.socket.is_some()).count();
+        let listeners = core.listeners.iter().filter(|listener| listener.is_open()).count();
+        let unreaped = world.accepted_unreaped();
+        assert_eq!(sockets + listeners + unreaped, world.open_sockets(), "descriptors");
+
+        let queued = core.table.iter().map(|(_, entry)| entry.input_bytes + entry.queued_bytes());
+        assert_eq!(queued.sum::<usize>(), core.memory.used(), "memory");
+
+        let stats = core.counters.snapshot();
+        assert_eq!(stats.accepted, stats.closed.total() + core.table.len() as u64, "books");
+        assert_eq!(stats.live, core.table.len() as u64, "gauge");
+        let timed = core.table.len() + core.sleepers.len();
+        let extra = core.wheel.len() - timed;
+        assert!(extra <= core.listeners.len() + 2, "{extra} timers of nobody");
+        assert_eq!(core.counters.findings(), [""; 0], "the self-check");
+        let full = core.drain.is_draining()
+            || core.table.len() - core.refused <= core.lease.places().core_max();
+        assert!(full, "{} connections of {}", core.table.len(), core.lease.places().core_max());
+    }
+
+    /// Turns until nothing happens any more, or `turns` are over.
+    pub(super) fn run(&self, turns: usize) {
+        if !self.accepts.replace(true) {
+            let _entered = Entered::new(&self.core);
+            self.core.borrow_mut().start_accept();
+        }
+        for _ in 0..turns {
+            if self.world.borrow().is_quiet() {
+                return;
+            }
+            self.turn();
+        }
+    }
+
+    pub(super) fn stats(&self) -> CoreStats {
+        self.core.borrow_mut().counters.snapshot()
+    }
+
+    /// Turns until it is so.
+    pub(super) fn turn_until(&self, what: &str, mut is: impl FnMut(&Rig) -> bool) {
+        for _ in 0..100_000 {
+            if is(self) {
+                return;
+            }
+            self.turn();
+        }
+        panic!("turned in vain until {what}");
+    }
+
+    /// Drains within `ms` of virtual time, and checks that it took no longer.
+    pub(super) fn drain(&self, ms: u64) {
+        let begun_ns = self.world.borrow().now_ns();
+        let deadline_ns = begun_ns + ms * 1_000_000;
+        self.control.begin_drain_at(deadline_ns);
+        let mut turns = 0;
+        while self.turn() {
+            turns += 1;
+            assert!(turns < 200_000, "the drain goes on for ever");
+        }
+        let late_ns = self.world.borrow().now_ns().saturating_sub(deadline_ns);
+        assert!(late_ns < 50_000_000, "down {late_ns} ns after the deadline");
+        self.shut_down();
+        let core = self.core.borrow_mut();
+        let world = self.world.borrow();
+        let stats = core.counters.snapshot();
+        assert_eq!(stats.accepted, stats.closed.total(), "books at the end");
+        assert_eq!((stats.live, world.open_sockets()), (0, 0), "left at the end");
+        assert_eq!((stats.tasks, stats.leaked_operations), (0, 0), "left at the end");
+        let (_, leased, _) = core.driver.pool().census();
+        assert_eq!(leased, 0, "leases at the end");
+    }
+}
+
+impl Rig {
+    /// Ends the core, and returns what failed in that.
+    pub(super) fn shut_down(&self) -> Option<String> {
+        self.over.set(true);
+        let _entered = Entered::new(&self.core);
+        self.core.shut_down()
+    }
+}
+
+impl Drop for Rig {
+    /// Tasks and core hold one another until it is shut down; a test may leave it half-way.
+    fn drop(&mut self) {
+        if !self.over.get() && !std::thread::panicking() {
+            // What is worked on by hand would never end by itself.
+            self.world.borrow_mut().orders.by_hand = false;
+            self.shut_down();
+        }
+    }
+}
+
+pub(super) fn place() -> &'static Location<'static> {
+    Location::caller()
+}
+
+fn settings(rng: &mut Rng) -> Settings {
+    Config::default()
+        .receive_queue_bytes(1024 + rng.below(4096) as usize)
+        .send_queue_bytes(1024 + rng.below(4096) as usize)
+        .buffer_bytes(256)
+        .check_ms(10 + rng.below(1_000))
+        .linger_ms(rng.below(2) * 1000)
+        .close_spread_ms(rng.below(2) * 200)
+        .idle_min_keep_ms(rng.below(2) * 50)
+        .task_budget(1 + rng.below(64) as u32)
+        .expiry_budget(1 + rng.below(64) as u32)
+        .completion_budget(16 + rng.below(64) as u32)
+        .settings()
+        .expect("valid settings")
+}
+
+/// A handler; which one, the seed says.
+async fn serve(mut conn: Connection, manner: u64) -> Result<()> {
+    match manner {
+        1 => {
+            conn.recv().await?;
+            conn.write(b"bye").await?;
+            return Ok(());
+        }
+        2 => return Err(std::io::Error::other("a handler that fails").into()),
+        3 => {
+            conn.recv().await?;
+            panic!("a handler that panics");
+        }
+        4 => {
+            let mut kept = Vec::new();
+            while let Some(chunk) = conn.recv().await? {
+                kept.push(chunk);
+            }
+            for chunk in kept {
+                conn.send(chunk).await?;
+            }
+            return Ok(());
+        }
+        5 => sleep(Duration::from_secs(1_000_000)).await,
+        6 => {
+            let child = conn.spawn(sleep(Duration::from_millis(3)))?;
+            crate::task::spawn(async { crate::task::yield_now().await })?;
+            child.await?;
+        }
+        7 => {
+            let (mut read, mut write) = conn.into_split();
+            while let Some(chunk) = read.recv().await? {
+                write.write(&chunk).await?;
+                write.flush().await?;
+            }
+            return Ok(());
+        }
+        _ => {}
+    }
+    while let Some(chunk) = conn.recv().await? {
+        if manner == 8 {
+            sleep(Duration::from_millis(1)).await;
+        }
+        conn.send(chunk).await?;
+    }
+    Ok(())
+}

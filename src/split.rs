@@ -1,0 +1,242 @@
+//! The halves of a connection: one receives, the other sends.
+
+use std::future::{Future, poll_fn};
+use std::task::{Poll, ready};
+
+use crate::buf::{Chunk, SendBuf};
+use crate::conn::Link;
+use crate::deadline::Opened;
+use crate::error::{Error, ErrorKind, Result};
+
+/// The receiving half of a [`Connection`](crate::Connection); see
+/// [`Connection::into_split`](crate::Connection::into_split).
+#[derive(Debug)]
+pub struct ReadHalf {
+    pub(crate) link: Link,
+    /// The chunk that is being read piecemeal.
+    pub(crate) partial: Option<Chunk>,
+    /// A call has had to wait amid a message, and opened it.
+    pub(crate) in_message: bool,
+}
+
+/// The sending half of a [`Connection`](crate::Connection); see
+/// [`Connection::into_split`](crate::Connection::into_split).
+#[derive(Debug)]
+pub struct WriteHalf {
+    pub(crate) link: Link,
+}
+
+impl ReadHalf {
+    /// Receives what has come; see [`Connection::recv`](crate::Connection::recv).
+    ///
+    /// # Errors
+    /// As [`Connection::recv`](crate::Connection::recv).
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub fn recv(&mut self) -> impl Future<Output = Result<Option<Chunk>>> {
+        self.next_chunk(0)
+    }
+
+    /// Fills `buf` entirely. An empty stream is an error like one that ends too early; where the
+    /// end may come, ask [`ReadHalf::fill_buf`] first.
+    ///
+    /// # Errors
+    /// As [`Connection::recv`](crate::Connection::recv), and [`ErrorKind::UnexpectedEof`].
+    ///
+    /// # Cancel safety
+    /// Not safe: what was copied to `buf` is lost with it, and the message stays open.
+    pub async fn read_exact(&mut self, buf: &mut [u8]) -> Result<()> {
+        let mut filled = 0;
+        while filled < buf.len() {
+            let Some(mut chunk) = self.next_chunk(filled).await? else {
+                self.end_read();
+                return Err(Error::new(ErrorKind::UnexpectedEof, "read_exact")
+                    .because(format!("{filled} of {} bytes had come", buf.len())));
+            };
+            let count = chunk.len().min(buf.len() - filled);
+            buf[filled..filled + count].copy_from_slice(&chunk[..count]);
+            filled += count;
+            chunk.advance(count);
+            self.put_back(chunk);
+        }
+        self.end_read();
+        Ok(())
+    }
+
+    /// Reads up to and including `delimiter`, at most `max` bytes. `None` at the end of the
+    /// stream; a last line without its delimiter is returned as it is.
+    ///
+    /// # Errors
+    /// As [`Connection::recv`](crate::Connection::recv), and [`ErrorKind::TooLong`] when `max`
+    /// bytes hold no delimiter.
+    ///
+    /// # Cancel safety
+    /// Not safe: what was read of an unfinished line is lost, and the message stays open.
+    pub async fn read_until(&mut self, delimiter: u8, max: usize) -> Result<Option<Vec<u8>>> {
+        let mut line = Vec::new();
+        loop {
+            let Some(mut chunk) = self.next_chunk(line.len()).await? else {
+                self.end_read();
+                return Ok(Some(line).filter(|line| !line.is_empty()));
+            };
+            let found = chunk.iter().position(|byte| *byte == delimiter);
+            let count = found.map_or(chunk.len(), |at| at + 1);
+            if line.len() + count > max {
+                self.put_back(chunk);
+                self.end_read();
+                return Err(Error::new(ErrorKind::TooLong, "read_until")
+                    .because(format!("no delimiter within {max} bytes")));
+            }
+            line.extend_from_slice(&chunk[..count]);
+            chunk.advance(count);
+            self.put_back(chunk);
+            if found.is_some() {
+                self.end_read();
+                return Ok(Some(line));
+            }
+        }
+    }
+
+    /// The received bytes that have not been consumed, waiting for some if there are none. Empty
+    /// at the end of the stream.
+    ///
+    /// # Errors
+    /// As [`Connection::recv`](crate::Connection::recv).
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn fill_buf(&mut self) -> Result<&[u8]> {
+        if let Some(chunk) = self.next_chunk(0).await? {
+            self.put_back(chunk);
+        }
+        Ok(self.partial.as_deref().unwrap_or(&[]))
+    }
+
+    /// Marks bytes that [`ReadHalf::fill_buf`] has shown as read.
+    ///
+    /// # Panics
+    /// When it has not shown that many.
+    pub fn consume(&mut self, count: usize) {
+        if let Some(mut chunk) = self.partial.take() {
+            chunk.advance(count);
+            self.put_back(chunk);
+        } else {
+            assert_eq!(count, 0, "consume of bytes that were not shown");
+        }
+    }
+
+    /// Says that a message begins here, for a protocol layer that parses by itself.
+    ///
+    /// Until [`ReadHalf::end_message`], however many calls it takes to receive it, the message's
+    /// deadline (`SLIPRING_MESSAGE_MS`) and the least rate hold, and a drain lets it come to its
+    /// end. A message within a message is the same one. [`ReadHalf::read_until`] and
+    /// [`ReadHalf::read_exact`] do both by themselves when they have to wait amid one, and leave
+    /// alone what was begun by this call.
+    ///
+    /// Call it at the first byte, not while waiting for it: that is what the idle deadline is for.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # async fn handler(mut conn: slipring::Connection) -> slipring::Result<()> {
+    /// while !conn.fill_buf().await?.is_empty() {
+    ///     conn.begin_message();
+    ///     let mut length = [0; 2];
+    ///     conn.read_exact(&mut length).await?;
+    ///     let mut body = vec![0; u16::from_be_bytes(length).into()];
+    ///     conn.read_exact(&mut body).await?; // both of them within one deadline
+    ///     conn.end_message();
+    ///     conn.send(body).await?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn begin_message(&self) {
+        let Link { core, id } = &self.link;
+        core.borrow_mut().begin_message(*id);
+    }
+
+    /// Says that the message has come to its end, or one that a read has left open which was
+    /// dropped before it was done.
+    pub fn end_message(&self) {
+        let Link { core, id } = &self.link;
+        core.borrow_mut().end_message(*id, Opened::ByLayer);
+    }
+
+    /// The next chunk, for a call that has `so_far` bytes of a message already.
+    fn next_chunk(&mut self, so_far: usize) -> impl Future<Output = Result<Option<Chunk>>> {
+        poll_fn(move |cx| match self.partial.take() {
+            Some(chunk) => Poll::Ready(Ok(Some(chunk))),
+            None => {
+                let Link { core, id } = &self.link;
+                let polled = core.borrow_mut().poll_receive(*id, so_far, cx);
+                self.in_message |= so_far > 0 && polled.is_pending();
+                polled
+            }
+        })
+    }
+
+    /// A call that reads a message has come to its end.
+    fn end_read(&mut self) {
+        if std::mem::take(&mut self.in_message) {
+            let Link { core, id } = &self.link;
+            core.borrow_mut().end_message(*id, Opened::ByRead);
+        }
+    }
+
+    fn put_back(&mut self, chunk: Chunk) {
+        self.partial = (!chunk.is_empty()).then_some(chunk);
+    }
+}
+
+impl WriteHalf {
+    /// Gives bytes away to be sent, without a copy.
+    ///
+    /// Returns as soon as they are accepted, which is at once unless `SLIPRING_SEND_QUEUE_BYTES`
+    /// are queued already; all output of one turn of the loop leaves together. What was accepted
+    /// is delivered whole, also when the handler returns right after, unless the peer goes away or
+    /// the drain's deadline comes.
+    ///
+    /// # Errors
+    /// As [`Connection::recv`](crate::Connection::recv). A failure to deliver shows in a later
+    /// call.
+    ///
+    /// # Cancel safety
+    /// Safe in that no byte is sent twice; a buffer that was not accepted yet is dropped.
+    pub fn send(&mut self, buf: impl Into<SendBuf>) -> impl Future<Output = Result<()>> {
+        let mut buf = Some(buf.into());
+        let Link { core, id } = &self.link;
+        poll_fn(move |cx| core.borrow_mut().poll_send(*id, &mut buf, cx))
+    }
+
+    /// Copies bytes to the output: many small writes of a turn leave as one send.
+    ///
+    /// # Errors
+    /// As [`WriteHalf::send`].
+    ///
+    /// # Cancel safety
+    /// Not safe when `bytes` is longer than `SLIPRING_SEND_QUEUE_BYTES`: a part may be queued.
+    pub fn write(&mut self, mut bytes: &[u8]) -> impl Future<Output = Result<()>> {
+        let Link { core, id } = &self.link;
+        poll_fn(move |cx| {
+            while !bytes.is_empty() {
+                let count = ready!(core.borrow_mut().poll_write(*id, bytes, cx))?;
+                bytes = &bytes[count..];
+            }
+            Poll::Ready(Ok(()))
+        })
+    }
+
+    /// Waits until the kernel has taken all output. It may still be on its way to the peer.
+    ///
+    /// # Errors
+    /// As [`WriteHalf::send`].
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub fn flush(&mut self) -> impl Future<Output = Result<()>> {
+        let Link { core, id } = &self.link;
+        poll_fn(|cx| core.borrow_mut().poll_flush(*id, cx))
+    }
+}

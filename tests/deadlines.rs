@@ -1,0 +1,366 @@
+//! Deadlines over real sockets: peers that are slow on purpose are cut off when they should be, and
+//! nobody else notices.
+
+mod common;
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{config, connect, late, length, limit, settle, start, wait_until};
+use slipring::{CloseReason, Connection, Server};
+use socket2::{Domain, SockRef, Socket, Type};
+
+/// Answers each line with itself.
+async fn lines(mut conn: Connection) -> slipring::Result<()> {
+    while let Some(line) = conn.read_until(b'\n', 10_000).await? {
+        conn.write(&line).await?;
+    }
+    Ok(())
+}
+
+/// Scenario 46. The same clients make the same system calls: first they send nothing, then they
+/// drip bytes.
+#[test]
+fn slow_lorises_are_cut_off_at_their_absolute_deadline_and_the_good_do_not_notice() {
+    let _turn = turn();
+    late::watch();
+    let count = (1_000 * length() as usize).min(10_000).min(descriptors_free() / 2 - 300);
+    let config = config().message_ms(MESSAGE_MS).first_byte_ms(60_000).connections_max(12_000);
+    let config = config.min_rate_bytes_per_s(0);
+    let (running, addr) = start(Server::new(config).listen("127.0.0.1:0", lines));
+    let mut ratios = Vec::new();
+    for _ in 0..ROUNDS {
+        let (calm, _) = good_clients_beside(addr, count, b"");
+        // Whoever comes while the table is full waits in the kernel's queue, and is cut off later.
+        wait_until("those have left", || running.handle().stats().total().live == 0);
+        let (beset, (ends, round)) = good_clients_beside(addr, count, b"x");
+        ratios.push(beset.as_secs_f64() / calm.as_secs_f64());
+        println!(
+            "{count} clients: p99 of the good {calm:?} beside silence, {beset:?} beside drips"
+        );
+        assert_eq!(ends.len(), count, "each was cut off");
+        let (first, last) = (ends.iter().min().expect("some"), ends.iter().max().expect("some"));
+        println!("cut off after {first:?} to {last:?}");
+        // A client says its first byte in the round after its connect, and looks once in each.
+        let most = Duration::from_millis(MESSAGE_MS * 9 / 8 + 1) + 2 * round + late::allowance();
+        assert!(*first >= Duration::from_millis(MESSAGE_MS - 1), "{first:?}");
+        assert!(*last <= most, "{last:?} is more than {most:?}");
+    }
+    ratios.sort_by(f64::total_cmp);
+    assert!(ratios[0] <= 2.0, "the p99 of good clients grew by {ratios:?}");
+    let total = settle(running, (ROUNDS * 2 * (count + GOOD)) as u64);
+    assert_eq!(total.closed.get(CloseReason::Message), (ROUNDS * count) as u64);
+}
+
+/// The p99 of clients that ask and get their answers while `count` others each say `word` now and
+/// then; and after how long those were cut off.
+fn good_clients_beside(addr: SocketAddr, count: usize, word: &[u8]) -> (Duration, Ends) {
+    let stop = AtomicBool::new(false);
+    let ends = thread::scope(|scope| {
+        let good = scope.spawn(|| ask_until(addr, &stop));
+        let ends = pester(addr, count, word);
+        stop.store(true, SeqCst);
+        (good.join().expect("the good are served"), ends)
+    });
+    let (mut took, ends) = ends;
+    took.sort();
+    (took[took.len() * 99 / 100], ends)
+}
+
+fn ask_until(addr: SocketAddr, stop: &AtomicBool) -> Vec<Duration> {
+    let mut clients: Vec<TcpStream> = (0..GOOD).map(|_| connect(addr)).collect();
+    let mut took = Vec::new();
+    while !stop.load(SeqCst) {
+        for client in &mut clients {
+            let since = Instant::now();
+            client.write_all(b"good\n").expect("ask");
+            client.read_exact(&mut [0; 5]).expect("an answer");
+            took.push(since.elapsed());
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+    took
+}
+
+/// Connects so many clients, each of which says `word` ten times a second, for somewhat longer than
+/// a message may take; and reads what comes.
+fn pester(addr: SocketAddr, count: usize, word: &[u8]) -> Ends {
+    let mut clients: Vec<(TcpStream, Instant, u32)> = Vec::with_capacity(count);
+    let mut ends = Vec::new();
+    let begun = Instant::now();
+    let whole = limit(MESSAGE_MS * 3 / 2);
+    let (mut opened, mut longest) = (0, Duration::ZERO);
+    let mut buf = [0; 4096];
+    // Spread over the first tenth of the time, as a burst of connects is another test's matter.
+    while begun.elapsed() < whole || (word == b"x" && !clients.is_empty()) {
+        assert!(begun.elapsed() < limit(30_000), "{} are never cut off", clients.len());
+        let round = Instant::now();
+        for _ in 0..(count - opened).min(count / 20) {
+            let client = connect(addr);
+            client.set_nonblocking(true).expect("set non-blocking");
+            clients.push((client, Instant::now(), 0));
+            opened += 1;
+        }
+        let looked = Instant::now();
+        clients.retain_mut(|(client, since, said)| {
+            if since.elapsed() >= TENTH * *said && client.write(word).is_ok() {
+                *said += 1;
+            }
+            match client.read(&mut buf) {
+                Ok(0) => {
+                    ends.push(since.elapsed());
+                    false
+                }
+                Ok(_) => true,
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::WouldBlock, "a FIN, no reset");
+                    true
+                }
+            }
+        });
+        thread::sleep(TENTH.saturating_sub(looked.elapsed()) / 10);
+        longest = longest.max(round.elapsed());
+    }
+    (ends, longest)
+}
+
+/// After how long each was cut off, and how long it took at worst to look at all of them.
+type Ends = (Vec<Duration>, Duration);
+
+/// Scenario 47, a hundred times as fast: 240 bytes a second are asked for there.
+#[test]
+fn a_reader_below_the_least_rate_is_reset_and_one_above_gets_everything() {
+    let _turn = turn();
+    late::watch();
+    for returns in [false, true] {
+        let config = config().min_rate_bytes_per_s(24_000).min_rate_grace_ms(500);
+        let config = config.linger_ms(if returns { 5_000 } else { 1_000 });
+        let server = Server::new(config)
+            .before_bind(|socket| SockRef::from(&socket).set_send_buffer_size(4 * 1024))
+            .listen("127.0.0.1:0", move |mut conn| async move {
+                conn.write(&[b'w'; RESPONSE]).await?;
+                if !returns {
+                    while conn.recv().await?.is_some() {}
+                }
+                Ok(())
+            });
+        let (running, addr) = start(server);
+        let readers = [10_000, 30_000].map(|per_s| {
+            thread::spawn(move || {
+                let since = Instant::now();
+                let (received, end) = read_slowly(addr, per_s);
+                (received, end, since.elapsed())
+            })
+        });
+        let [slow, good] = readers.map(|reader| reader.join().expect("no panic"));
+        assert_eq!((good.0, good.1), (RESPONSE, Ok(())), "returns: {returns}");
+        assert!(slow.0 < RESPONSE / 2, "{} bytes", slow.0);
+        assert_eq!(slow.1, Err(ErrorKind::ConnectionReset), "after {:?}", slow.2);
+        let total = settle(running, 2);
+        assert_eq!(total.closed.get(CloseReason::MinRate), 1, "{:?}", total.closed);
+        println!("returns: {returns}: reset after {:?} and {} bytes", slow.2, slow.0);
+        let range = Duration::from_millis(500)..Duration::from_millis(5_000) + late::allowance();
+        assert!(range.contains(&slow.2), "{:?}", slow.2);
+    }
+}
+
+fn read_slowly(addr: SocketAddr, per_s: usize) -> (usize, Result<(), ErrorKind>) {
+    let mut stream = connect_with_little_room(addr);
+    let (begun, mut received) = (Instant::now(), 0);
+    let mut buf = [0; 1_000];
+    loop {
+        let due = (begun.elapsed().as_secs_f64() * per_s as f64) as usize;
+        while received < due {
+            let most = (due - received).min(buf.len());
+            match stream.read(&mut buf[..most]) {
+                Ok(0) => return (received, Ok(())),
+                Ok(count) => received += count,
+                Err(error) => return (received, Err(error.kind())),
+            }
+            if received == RESPONSE {
+                stream.shutdown(Shutdown::Write).expect("half-close");
+            }
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn connect_with_little_room(addr: SocketAddr) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    socket.set_recv_buffer_size(4096).expect("a small buffer");
+    socket.connect_timeout(&addr.into(), limit(10_000)).expect("connect");
+    socket.set_read_timeout(Some(limit(10_000))).expect("set a time limit");
+    socket.into()
+}
+
+/// Scenario 50. By time, whatever the peer sends; and by bytes, whatever time is left.
+#[test]
+fn a_peer_that_never_ends_holds_a_lingering_connection_no_longer_than_its_bounds() {
+    let _turn = turn();
+    late::watch();
+    for (linger_ms, linger_bytes) in [(500, 1 << 30), (10_000, 256 * 1024)] {
+        let config = config().linger_ms(linger_ms).linger_bytes(linger_bytes);
+        let (running, addr) =
+            start(Server::new(config).listen("127.0.0.1:0", |mut conn| async move {
+                conn.recv().await?;
+                conn.write(b"answer").await
+            }));
+        let mut client = connect(addr);
+        let since = Instant::now();
+        client.write_all(&[7; 10_000]).expect("send");
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).expect("the answer and a FIN, no reset");
+        assert_eq!(answer, b"answer");
+        // It is thrown away, until the socket is gone.
+        while client.write_all(&[7; 4096]).is_ok() {
+            assert!(since.elapsed() < limit(8_000), "it lingers for ever");
+            if linger_bytes > 1 << 20 {
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+        let took = since.elapsed();
+        println!("linger of {linger_ms} ms and {linger_bytes} bytes: over after {took:?}");
+        let total = settle(running, 1);
+        assert_eq!(total.closed.get(CloseReason::Served), 1, "{:?}", total.closed);
+        if linger_bytes > 1 << 20 {
+            let most = Duration::from_millis(linger_ms * 9 / 8 + 150) + late::allowance();
+            assert!(took >= Duration::from_millis(linger_ms - 1) && took <= most, "{took:?}");
+        } else {
+            assert!(took < Duration::from_millis(linger_ms / 2), "{took:?}");
+        }
+    }
+}
+
+/// Scenario 52. The timers are those of tasks, which share the wheel and the budget with those of
+/// connections: so many connections have not enough descriptors.
+#[test]
+fn a_hundred_thousand_deadlines_at_once_hold_nobody_up() {
+    let _turn = turn();
+    late::watch();
+    let config = config().cpus(&common::first_cpus(1));
+    let (running, addr) = start(Server::new(config).listen("127.0.0.1:0", lines));
+    let handle = running.handle();
+    handle
+        .spawn_on(0, || async {
+            let at = Instant::now() + limit(4_000);
+            for _ in 0..100_000 {
+                let left = at.saturating_duration_since(Instant::now());
+                slipring::task::spawn(slipring::time::sleep(left)).expect("room for tasks");
+            }
+        })
+        .expect("the core serves");
+    wait_until("all are asleep", || handle.stats().total().timers >= 100_000);
+    let mut client = connect(addr);
+    let mut took = Vec::new();
+    wait_until("they begin to fire", || handle.stats().total().tasks < 100_000);
+    while handle.stats().total().tasks > 1 {
+        let since = Instant::now();
+        client.write_all(b"good\n").expect("ask");
+        client.read_exact(&mut [0; 5]).expect("an answer");
+        took.push(since.elapsed());
+    }
+    took.sort();
+    let (p99, worst) = (took[took.len() * 99 / 100], took[took.len() - 1]);
+    println!("{} answers while 100 000 timers fired: p99 {p99:?}, worst {worst:?}", took.len());
+    assert!(p99 < Duration::from_millis(5) + late::allowance(), "{p99:?}");
+    drop(client);
+    settle(running, 1);
+}
+
+#[test]
+fn an_abort_is_seen_as_a_reset_whatever_is_on_its_way() {
+    let _turn = turn();
+    let (running, addr) =
+        start(Server::new(config()).listen("127.0.0.1:0", |mut conn| async move {
+            match conn.recv().await?.as_deref() {
+                Some(b"idle") => {}
+                Some(b"sent") => conn.write(&[7; 100]).await?,
+                _ => {
+                    while slipring::time::timeout(limit(200), conn.send(vec![7; 65_536]))
+                        .await
+                        .is_ok()
+                    {}
+                }
+            }
+            conn.abort();
+            Ok(())
+        }));
+    for word in ["idle", "sent", "full"] {
+        let mut client = connect(addr);
+        client.write_all(word.as_bytes()).expect("send");
+        thread::sleep(Duration::from_millis(500));
+        let error = client.read_to_end(&mut Vec::new()).expect_err("no regular end");
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{word}");
+    }
+    let total = settle(running, 3);
+    assert_eq!(total.closed.get(CloseReason::Aborted), 3, "{:?}", total.closed);
+}
+
+/// Clients that ask without a pause lose no request when their connection's lifetime is over: it is
+/// answered, or it is one that the server has not read.
+#[test]
+fn a_lifetime_ends_between_two_requests() {
+    let _turn = turn();
+    let config = config().lifetime_ms(300).linger_ms(1_000);
+    let (running, addr) = start(Server::new(config).listen("127.0.0.1:0", lines));
+    let connects = 40 * length();
+    let (mut ages, mut raced) = (Vec::new(), 0);
+    thread::scope(|scope| {
+        let asks = (0..4).map(|_| {
+            scope.spawn(|| {
+                (0..connects / 4)
+                    .map(|_| {
+                        let (mut client, since) = (connect(addr), Instant::now());
+                        loop {
+                            if client.write_all(b"good\n").is_err() {
+                                break (since.elapsed(), true);
+                            }
+                            match client.read_exact(&mut [0; 5]) {
+                                Ok(()) => {}
+                                Err(error) => {
+                                    assert_eq!(error.kind(), ErrorKind::UnexpectedEof, "no reset");
+                                    break (since.elapsed(), true);
+                                }
+                            }
+                        }
+                    })
+                    .collect::<Vec<_>>()
+            })
+        });
+        for ask in asks.collect::<Vec<_>>() {
+            for (age, eof) in ask.join().expect("no panic") {
+                ages.push(age);
+                raced += u64::from(eof);
+            }
+        }
+    });
+    assert_eq!(raced, connects);
+    ages.sort();
+    println!("ended after {:?} to {:?}", ages[0], ages[ages.len() - 1]);
+    assert!(ages[0] >= Duration::from_millis(269), "{ages:?}");
+    let total = settle(running, connects);
+    assert_eq!(total.closed.get(CloseReason::Lifetime), connects, "{:?}", total.closed);
+}
+
+/// One at a time: each measures.
+fn turn() -> std::sync::MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn descriptors_free() -> usize {
+    let text = std::fs::read_to_string("/proc/self/limits").expect("proc(5) has it");
+    let line = text.lines().find(|line| line.starts_with("Max open files")).expect("this line");
+    let hard = line.split_whitespace().nth(4).and_then(|word| word.parse().ok());
+    hard.unwrap_or(usize::MAX / 2) - common::open_fds()
+}
+
+const MESSAGE_MS: u64 = 2_000;
+const TENTH: Duration = Duration::from_millis(100);
+const GOOD: usize = 100;
+const ROUNDS: usize = 3;
+const RESPONSE: usize = 100_000;

@@ -1,0 +1,64 @@
+//! The list of ten thousand connections: whole, in bounded time, and without a long turn.
+//!
+//! A process of its own, for the descriptors.
+
+mod common;
+
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use common::{config, connect, echo_server, limit, wait_until};
+
+/// The list grows with the connections, but no turn does.
+#[test]
+fn ten_thousand_connections_are_listed_in_pieces() {
+    let count = connections_possible();
+    let hour = 3_600_000;
+    let config = config().connections_max(count + count / 5).first_byte_ms(hour).idle_ms(hour);
+    let (running, addr) = echo_server(config.check_ms(1_000));
+    let handle = running.handle();
+    let clients: Vec<TcpStream> = (0..count).map(|_| connect(addr)).collect();
+    wait_until("all are accepted", || handle.stats().total().live == count as u64);
+    let longest = || Duration::from_micros(handle.stats().total().turn_longest_us);
+    let before = longest();
+    let (mut worst, mut late) = (Duration::ZERO, Duration::ZERO);
+    for _ in 0..5 {
+        let since = Instant::now();
+        pause(1);
+        late = late.max(since.elapsed() - Duration::from_millis(1));
+        let since = Instant::now();
+        let list = handle.connections().expect("a list");
+        worst = worst.max(since.elapsed());
+        assert_eq!((list.len(), list.silent_cores().len()), (count, 0));
+        let mut ids: Vec<_> = list.iter().map(|info| info.id.to_string()).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), count, "each once");
+    }
+    eprintln!("{count} connections listed in {worst:?}; longest turn {before:?}, {:?}", longest());
+    assert!(worst < limit(1_000) + 4 * late, "{count} were listed in {worst:?}");
+    // The accepts before may have had a longer one.
+    let most = before.max(limit(20) + 4 * late);
+    assert!(longest() <= most, "a turn took {:?}, late {late:?}", longest());
+    drop(clients);
+    let report = handle.drain(limit(10_000)).expect("a report");
+    assert!(report.is_balanced(), "{report}");
+}
+
+/// Ten thousand, or what the limit on descriptors allows with both ends in this process.
+fn connections_possible() -> usize {
+    let limits = std::fs::read_to_string("/proc/self/limits").expect("the kernel tells the limits");
+    let line = limits.lines().find(|line| line.starts_with("Max open files"));
+    let hard = line.and_then(|line| line.split_whitespace().nth(4)).expect("proc(5) has this line");
+    let possible = hard.parse().unwrap_or(usize::MAX).saturating_sub(500) / 2;
+    if possible < 10_000 {
+        eprintln!(
+            "inspect_many: NOT with 10000 but with {possible} connections, by the limit {hard}"
+        );
+    }
+    possible.min(10_000)
+}
+
+fn pause(ms: u64) {
+    std::thread::sleep(Duration::from_millis(ms));
+}
