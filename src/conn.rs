@@ -220,7 +220,7 @@ impl Connection {
     /// # Examples
     ///
     /// ```
-    /// # async fn handler(mut conn: slipring::Connection) -> slipring::Result<()> {
+    /// # async fn handler(conn: slipring::Connection) -> slipring::Result<()> {
     /// let closing = conn.closing();
     /// let why = conn.spawn(async move { closing.await })?;
     /// # Ok(())
