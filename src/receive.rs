@@ -177,7 +177,7 @@ impl Core {
             return;
         }
         entry.rearmed = false;
-        entry.sizing.received(lease.len(), self.settings.bulk_bytes());
+        entry.sizing.received(lease.len(), lease.left_some(), self.settings.bulk_bytes());
         entry.farewell = false;
         let first = !entry.deadlines.has_first_byte();
         entry.deadlines.received(stamp_ms);

@@ -367,8 +367,10 @@ impl World {
             let some = self.rng.below(whole as u64) as usize + 1;
             let most = if self.orders.by_hand { whole } else { some };
             let bytes = peer.read(most);
+            let left_some = peer.unread() > 0;
             self.pool.write_as_kernel(buffer, &bytes);
             let lease = self.pool.lease(buffer, bytes.len() as u32).expect("the kernel's buffer");
+            let lease = lease.leaving_some(left_some);
             self.complete(token, end, Outcome::Received(Ok(Some(lease))));
             if !end {
                 self.again(token, op, 1, false);

@@ -1,10 +1,10 @@
 //! Which receive buffers suit a connection: small ones for short messages, large ones where data
 //! comes in bulk. Pure: it is told how much each receive has brought.
 //!
-//! A receive that fills its buffer has probably left some behind, and every further piece costs a
-//! completion, a buffer and a segment of the answer. So a connection whose receives fill several
-//! small buffers in a row changes over to large ones, and back when it has not needed them for a
-//! while. Changing means to cancel the receive once and to arm it again.
+//! A receive that fills its buffer and leaves some behind costs a further completion, buffer and
+//! segment of the answer for each further piece. So a connection whose receives do so several times
+//! in a row changes over to large buffers, and back when it has not needed them for a while. A
+//! message that just fits is no sign. Changing means to cancel the receive once and to arm it again.
 
 use crate::config::Settings;
 use crate::driver::Group;
@@ -36,11 +36,14 @@ impl Sizing {
         self.wanted != self.armed
     }
 
-    /// A receive has brought `bytes`; small buffers hold `small_bytes`.
-    pub(crate) fn received(&mut self, bytes: usize, small_bytes: usize) {
+    /// A receive has brought `bytes`, and perhaps left some behind; small buffers hold
+    /// `small_bytes`.
+    pub(crate) fn received(&mut self, bytes: usize, left_some: bool, small_bytes: usize) {
         let other = match self.wanted {
-            Group::Small if bytes >= small_bytes => Group::Large,
-            Group::Large if bytes < small_bytes => Group::Small,
+            Group::Small if bytes >= small_bytes && left_some => Group::Large,
+            // It just fitted, or was the end of more.
+            Group::Small if bytes == small_bytes => return,
+            Group::Large if bytes <= small_bytes => Group::Small,
             _ => {
                 self.streak = 0;
                 return;
@@ -92,7 +95,7 @@ mod tests {
     fn after(lens: &[usize]) -> Sizing {
         let mut sizing = Sizing::new();
         for len in lens {
-            sizing.received(*len, 4096);
+            sizing.received(*len, *len >= 4096, 4096);
         }
         sizing
     }
@@ -107,16 +110,28 @@ mod tests {
     }
 
     #[test]
+    fn messages_that_just_fit_stay_with_small_buffers() {
+        let mut sizing = Sizing::new();
+        (0..1000).for_each(|_| sizing.received(4096, false, 4096));
+        assert!(!sizing.is_outgrown());
+        // Two of them, again and again, are more than fits.
+        (0..4).for_each(|n| sizing.received(4096, n % 2 == 0, 4096));
+        assert!(!sizing.is_outgrown());
+        (0..4).for_each(|n| sizing.received(4096, n % 2 == 0, 4096));
+        assert!(sizing.is_outgrown());
+    }
+
+    #[test]
     fn a_connection_that_no_longer_needs_large_buffers_gives_them_up() {
         let mut sizing = after(&[4096; 4]);
         assert_eq!(sizing.arm(), Group::Large);
         for _ in 0..31 {
-            sizing.received(64, 4096);
+            sizing.received(64, false, 4096);
         }
-        sizing.received(65_536, 4096);
+        sizing.received(65_536, true, 4096);
         assert!(!sizing.is_outgrown());
         for _ in 0..32 {
-            sizing.received(64, 4096);
+            sizing.received(64, false, 4096);
         }
         assert!(sizing.is_outgrown());
         assert_eq!(sizing.arm(), Group::Small);
@@ -130,7 +145,7 @@ mod tests {
         assert!(sizing.large_is_missing());
         assert_eq!(sizing.arm(), Group::Small);
         for (full, outgrown) in [(7, false), (1, true)] {
-            (0..full).for_each(|_| sizing.received(4096, 4096));
+            (0..full).for_each(|_| sizing.received(4096, true, 4096));
             assert_eq!(sizing.is_outgrown(), outgrown, "it is more patient now");
         }
     }

@@ -97,7 +97,7 @@ impl Pool {
         }
         *place = Place::Leased;
         self.leased.set(self.leased.get() + 1);
-        Some(Lease { pool: Rc::clone(self), buffer, len })
+        Some(Lease { pool: Rc::clone(self), buffer, left_some: false, len })
     }
 
     /// Moves every returned buffer to the kernel, handing each to `give`, latest return first:
@@ -161,10 +161,23 @@ impl Drop for Pool {
 pub(crate) struct Lease {
     pool: Rc<Pool>,
     buffer: u16,
+    left_some: bool,
     len: u32,
 }
 
 impl Lease {
+    /// With what the kernel has said of the bytes behind these.
+    pub(crate) fn leaving_some(self, left_some: bool) -> Lease {
+        let mut lease = self;
+        lease.left_some = left_some;
+        lease
+    }
+
+    /// Whether more bytes were there that did not fit.
+    pub(crate) fn left_some(&self) -> bool {
+        self.left_some
+    }
+
     /// Whether more than half of the pool is out with leases, so that whoever wants to keep these
     /// bytes had better copy them; not when they are many, as then a copy costs more than that
     /// others have to do with smaller buffers.

@@ -419,7 +419,8 @@ fn outcome(
     // A buffer that the kernel has picked is ours again, whatever else the completion says.
     let lease: Option<Lease> = cqueue::buffer_select(entry.flags()).and_then(|buffer| {
         let pool = bufs.iter().rev().map(BufRing::pool).find(|pool| pool.begins_by(buffer))?;
-        pool.lease(buffer, *result.as_ref().unwrap_or(&0) as u32)
+        let lease = pool.lease(buffer, *result.as_ref().unwrap_or(&0) as u32)?;
+        Some(lease.leaving_some(cqueue::sock_nonempty(entry.flags())))
     });
     Some(match token.kind()? {
         Kind::Accept => Outcome::Accepted(result.map(|fd| {
