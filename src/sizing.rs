@@ -4,7 +4,8 @@
 //! A receive that fills its buffer and leaves some behind costs a further completion, buffer and
 //! segment of the answer for each further piece. So a connection whose receives do so several times
 //! in a row changes over to large buffers, and back when it has not needed them for a while. A
-//! message that just fits is no sign. Changing means to cancel the receive once and to arm it again.
+//! message that just fits is no sign. Changing means to cancel the receive once and to arm it
+//! again.
 
 use crate::config::Settings;
 use crate::driver::Group;
