@@ -54,8 +54,10 @@ impl Core {
             // What came before a reset may still be read.
             self.memory.give_back(entry.discard_input());
         }
-        // A FIN would come before the reset that is meant; but only it ends a send.
-        let shut = !reason.resets() || entry.sending_bytes > 0;
+        // A FIN would come before the reset that is meant, or to a peer that is gone; but only it
+        // ends a send.
+        let fin = !reason.resets() && reason != CloseReason::PeerReset;
+        let shut = fin || entry.sending_bytes > 0;
         if let Some(socket) = entry.socket.as_ref().filter(|_| shut) {
             socket.shut(Shut::Both);
         }
