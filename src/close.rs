@@ -50,13 +50,13 @@ impl Core {
         let abandoned = entry.abandon_output();
         self.counters.bytes_abandoned.add(abandoned as u64);
         self.memory.give_back(abandoned);
-        if reason != CloseReason::PeerReset {
+        if !reason.is_peers() {
             // What came before a reset may still be read.
             self.memory.give_back(entry.discard_input());
         }
         // A FIN would come before the reset that is meant, or to a peer that is gone; but only it
         // ends a send.
-        let fin = !reason.resets() && reason != CloseReason::PeerReset;
+        let fin = !reason.resets() && !reason.is_peers();
         let shut = fin || entry.sending_bytes > 0;
         if let Some(socket) = entry.socket.as_ref().filter(|_| shut) {
             socket.shut(Shut::Both);
@@ -70,7 +70,7 @@ impl Core {
         let grace_ms = match reason {
             // The drain itself drops the handlers that it has forced, and counts them.
             CloseReason::Forced => u64::MAX,
-            CloseReason::PeerReset => entry.deadlines.limit_ms(&self.limits, DeadlineKind::Idle),
+            _ if reason.is_peers() => entry.deadlines.limit_ms(&self.limits, DeadlineKind::Idle),
             _ => self.settings.force_grace_ms,
         };
         let until_ms = self.now_ms.saturating_add(grace_ms);

@@ -80,6 +80,7 @@ impl Connection {
     ///
     /// # Errors
     /// * [`ErrorKind::PeerReset`]: the peer reset the connection; what came before was returned.
+    /// * [`ErrorKind::PeerDead`]: the peer has vanished, and the kernel has given it up.
     /// * [`ErrorKind::TimedOut`]: a deadline passed.
     /// * [`ErrorKind::Forced`]: the drain's deadline came.
     /// * [`ErrorKind::Resource`]: it was evicted to make room for others.

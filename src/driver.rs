@@ -250,6 +250,27 @@ impl Socket {
         }
     }
 
+    /// The error that the connection has met and nobody was told of; it is told once.
+    pub(crate) fn take_error(&self) -> Errno {
+        match self {
+            Socket::Os(fd) => {
+                let error = socket2::SockRef::from(fd).take_error().ok().flatten();
+                error.map_or(Errno(0), |error| Errno::of(&error))
+            }
+            #[cfg(test)]
+            Socket::Sim(_) => Errno(libc::ECONNRESET),
+        }
+    }
+
+    /// Whether the kernel has closed the connection as the peer did not answer.
+    pub(crate) fn is_given_up(&self) -> bool {
+        match self {
+            Socket::Os(fd) => sock::is_given_up(fd.as_fd()),
+            #[cfg(test)]
+            Socket::Sim(_) => false,
+        }
+    }
+
     /// How many bytes the peer has taken of those that the kernel has, `sent` at least; and whether
     /// that is exact. On a Unix socket the kernel only tells how much memory is taken up.
     pub(crate) fn acknowledged_bytes(&self, sent: u64) -> (u64, bool) {

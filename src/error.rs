@@ -41,8 +41,10 @@ pub enum ErrorKind {
     Unsupported,
     /// A limit of the process or the machine was reached: descriptors, locked memory, threads.
     Resource,
-    /// The peer reset the connection, or its machine is gone.
+    /// The peer reset the connection.
     PeerReset,
+    /// The peer has vanished: it answered neither data nor keepalive probes.
+    PeerDead,
     /// A deadline of the connection passed; the message names the deadline.
     TimedOut,
     /// The peer ended the stream before the bytes asked for had come.
@@ -92,9 +94,8 @@ impl Error {
             Some(libc::EPERM | libc::EACCES | libc::ENOSYS | libc::EOPNOTSUPP) => {
                 ErrorKind::Unsupported
             }
-            Some(libc::ECONNRESET | libc::EPIPE | libc::ETIMEDOUT | libc::EHOSTUNREACH) => {
-                ErrorKind::PeerReset
-            }
+            Some(libc::ECONNRESET | libc::EPIPE) => ErrorKind::PeerReset,
+            Some(libc::ETIMEDOUT | libc::EHOSTUNREACH | libc::ENETUNREACH) => ErrorKind::PeerDead,
             _ => ErrorKind::Io,
         };
         let mut error = Error::new(kind, operation);
@@ -147,7 +148,7 @@ impl From<Error> for io::Error {
             ErrorKind::AddressInUse => io::ErrorKind::AddrInUse,
             ErrorKind::Unsupported => io::ErrorKind::Unsupported,
             ErrorKind::PeerReset => io::ErrorKind::ConnectionReset,
-            ErrorKind::TimedOut => io::ErrorKind::TimedOut,
+            ErrorKind::TimedOut | ErrorKind::PeerDead => io::ErrorKind::TimedOut,
             ErrorKind::UnexpectedEof => io::ErrorKind::UnexpectedEof,
             ErrorKind::TooLong => io::ErrorKind::InvalidData,
             ErrorKind::Closed => io::ErrorKind::NotConnected,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::deadline::{DeadlineKind, Deadlines, Limits};
+use crate::driver::Errno;
 use crate::error::{Error, ErrorKind};
 use crate::report::CloseReason;
 
@@ -25,6 +26,22 @@ impl CloseReason {
     /// does not take it. All others end with a FIN.
     pub(crate) fn resets(self) -> bool {
         matches!(self, CloseReason::WriteStall | CloseReason::MinRate | CloseReason::Aborted)
+    }
+
+    /// What a failed operation says of the peer. Who asks second hears only that the connection is
+    /// over; then it is known from elsewhere whether the kernel has `given_up` on the peer.
+    pub(crate) fn of_fault(Errno(errno): Errno, given_up: impl FnOnce() -> bool) -> CloseReason {
+        let dead = match errno {
+            libc::ETIMEDOUT | libc::EHOSTUNREACH | libc::ENETUNREACH => true,
+            libc::EPIPE | 0 => given_up(),
+            _ => false,
+        };
+        if dead { CloseReason::PeerDead } else { CloseReason::PeerReset }
+    }
+
+    /// Whether it was the peer that ended the connection, or its end.
+    pub(crate) fn is_peers(self) -> bool {
+        matches!(self, CloseReason::PeerReset | CloseReason::PeerDead)
     }
 
     /// The error that an operation on a connection that was ended for this reason gets.
@@ -73,8 +90,12 @@ impl CloseReason {
             CloseReason::Forced => {
                 Error::new(ErrorKind::Forced, operation).because("the drain's deadline has come")
             }
-            _ => Error::new(ErrorKind::PeerReset, operation)
-                .because("the peer reset the connection, or its machine is gone"),
+            CloseReason::PeerDead => Error::new(ErrorKind::PeerDead, operation).because(
+                "the peer no longer answers (SLIPRING_KEEPALIVE_IDLE_S, SLIPRING_USER_TIMEOUT_MS)",
+            ),
+            _ => {
+                Error::new(ErrorKind::PeerReset, operation).because("the peer reset the connection")
+            }
         }
     }
 }

@@ -157,11 +157,12 @@ impl Core {
                     self.parked.push_back(id);
                 }
             }
-            Err(_) => {
+            Err(errno) => {
                 if last {
                     entry.receive = Receive::Over;
                 }
-                self.end(id, CloseReason::PeerReset);
+                let reason = entry.fault(errno);
+                self.end(id, reason);
             }
         }
         self.after_receive(id);
@@ -249,7 +250,9 @@ impl Core {
         // to be armed again, as does everything while one is.
         let broken = result.is_ok_and(|events| events & i32::from(libc::POLLERR) != 0);
         if broken && entry.receive == Receive::Off && !entry.is_closing() {
-            self.end(id, CloseReason::PeerReset);
+            let errno = entry.socket.as_ref().map_or(Errno(0), Socket::take_error);
+            let reason = entry.fault(errno);
+            self.end(id, reason);
         }
         self.advance_close(id);
     }
@@ -304,6 +307,11 @@ impl Core {
 }
 
 impl Entry {
+    /// Why an operation of this connection has failed.
+    pub(crate) fn fault(&self, errno: Errno) -> CloseReason {
+        CloseReason::of_fault(errno, || self.socket.as_ref().is_some_and(Socket::is_given_up))
+    }
+
     /// Forgets what was received and nobody will read, and says how much that was.
     pub(crate) fn discard_input(&mut self) -> usize {
         self.unread_seen |= self.input.take().is_some();

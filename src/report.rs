@@ -41,8 +41,12 @@ close_reasons! {
     Finished = "finished",
     /// The handler finished first; the peer got everything and a FIN.
     Served = "served",
-    /// The peer reset the connection or its machine is gone.
+    /// The peer reset the connection; or it was there and took no output for
+    /// `SLIPRING_USER_TIMEOUT_MS`, which is up to the kernel, and sooner up to
+    /// `SLIPRING_WRITE_STALL_MS`.
     PeerReset = "peer_reset",
+    /// The peer has vanished: it answered neither data nor keepalive probes.
+    PeerDead = "peer_dead",
     /// No first byte came in time.
     FirstByte = "first_byte",
     /// A message was not complete in time.

@@ -168,11 +168,12 @@ impl Core {
             self.send(id, gather);
             return;
         }
+        let reason = entry.fault(result.err().unwrap_or(Errno(0)));
         self.counters.bytes_abandoned.add(gather.bytes() as u64);
         self.memory.give_back(gather.bytes());
         gather.clear();
         self.keep(gather);
-        self.end(id, CloseReason::PeerReset);
+        self.end(id, reason);
         self.advance_close(id);
     }
 

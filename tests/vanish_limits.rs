@@ -45,7 +45,7 @@ fn a_half_closed_peer_that_vanishes_is_found_whatever_its_handler_does() {
             (b"s", base().half_close(HalfClose::Abort), CloseReason::HalfClosed),
             (b"w", base().half_close_ms(2_000), CloseReason::HalfClosed),
             (b"w", base().write_stall_ms(2_000), CloseReason::WriteStall),
-            (b"w", base().user_timeout_ms(2_000), CloseReason::PeerReset),
+            (b"w", base().user_timeout_ms(2_000), CloseReason::PeerDead),
         ];
         side_by_side(cases, |n, (command, config, reason)| {
             let site = Site::new(world, n, config);

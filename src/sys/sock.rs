@@ -70,6 +70,15 @@ pub(crate) fn is_closed(socket: BorrowedFd<'_>) -> bool {
     tcp_info(socket).is_some_and(|info| info[0].to_ne_bytes()[0] == TCP_CLOSE)
 }
 
+/// Whether a TCP connection is over since the peer did not answer: the kernel had sent data again,
+/// or probes, in vain (`tcpi_retransmits`, `tcpi_probes`). False for other sockets.
+pub(crate) fn is_given_up(socket: BorrowedFd<'_>) -> bool {
+    tcp_info(socket).is_some_and(|info| {
+        let [state, _, retransmits, probes, ..] = info[0].to_ne_bytes();
+        state == TCP_CLOSE && (retransmits > 0 || probes > 0)
+    })
+}
+
 /// As much of `struct tcp_info` as every kernel that we run on has.
 fn tcp_info(socket: BorrowedFd<'_>) -> Option<[u64; 32]> {
     let mut info = [0u64; 32];
