@@ -5,11 +5,9 @@
 //! cores' sockets are bound, one is bound without it: that fails if anybody listens there.
 
 use std::fmt;
-use std::fs;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -17,6 +15,7 @@ use socket2::{Domain, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::config::Settings;
 use crate::error::{Error, ErrorKind, Result};
+use crate::socket_file::{SocketFile, lock_start, remove_stale};
 
 /// A user's hook that sees each listening socket before it is bound.
 pub(crate) type Hook = dyn Fn(BorrowedFd<'_>) -> io::Result<()> + Send + Sync;
@@ -87,6 +86,8 @@ pub(crate) struct Bound {
     backlog: i32,
     /// Keeps another server from starting on the address until this one listens.
     start: Option<OwnedFd>,
+    /// Of a Unix socket that has one. It is dropped after the lock, which it takes to be removed.
+    pub(crate) file: Option<SocketFile>,
 }
 
 /// Binds an address for `cores` cores.
@@ -165,15 +166,8 @@ fn bind_tcp(
         }
         sockets.push(OwnedFd::from(socket));
     }
-    Ok(Bound { addr: ListenAddr::Tcp(addr), sockets, backlog: settings.backlog as i32, start })
-}
-
-/// Of two instances that start at once, neither listens when the other looks. An abstract Unix
-/// name is as unique as a port in a network namespace, and goes with the process.
-fn lock_start(addr: SocketAddr) -> io::Result<OwnedFd> {
-    let name = Socket::new(Domain::UNIX, Type::DGRAM, None)?;
-    name.bind(&SockAddr::unix(format!("\0slipring-start-{addr}"))?)?;
-    Ok(OwnedFd::from(name))
+    let (addr, backlog) = (ListenAddr::Tcp(addr), settings.backlog as i32);
+    Ok(Bound { addr, sockets, file: None, backlog, start })
 }
 
 /// Options that every accepted connection inherits, so that none of them needs a system call.
@@ -200,7 +194,9 @@ fn bind_unix(
     hook: Option<&Hook>,
 ) -> io::Result<Bound> {
     let address = address?;
+    let mut start = None;
     if let ListenAddr::Unix(path) = addr {
+        start = Some(lock_start(path.display())?);
         remove_stale(path)?;
     }
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
@@ -209,27 +205,17 @@ fn bind_unix(
         hook(socket.as_fd())?;
     }
     socket.bind(&address)?;
+    let file = match addr {
+        ListenAddr::Unix(path) => Some(SocketFile::of(path)?),
+        _ => None,
+    };
     let first = OwnedFd::from(socket);
     let mut sockets = Vec::with_capacity(cores);
     for _ in 1..cores {
         sockets.push(first.try_clone()?);
     }
     sockets.push(first);
-    Ok(Bound { addr: addr.clone(), sockets, backlog: settings.backlog as i32, start: None })
-}
-
-/// Removes a socket that a process has left behind; one that somebody listens on stays.
-fn remove_stale(path: &PathBuf) -> io::Result<()> {
-    use std::os::unix::fs::FileTypeExt;
-    let is_socket = fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
-    if !is_socket {
-        return Ok(());
-    }
-    match UnixStream::connect(path) {
-        Ok(_) => Err(io::Error::from_raw_os_error(libc::EADDRINUSE)),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
-        Err(error) => Err(error),
-    }
+    Ok(Bound { addr: addr.clone(), sockets, file, backlog: settings.backlog as i32, start })
 }
 
 impl Bound {
@@ -242,25 +228,6 @@ impl Bound {
         }
         self.start = None;
         Ok(())
-    }
-}
-
-/// Removes a Unix socket's file when the server is gone.
-#[derive(Debug)]
-pub(crate) struct SocketFile(PathBuf);
-
-impl SocketFile {
-    pub(crate) fn of(addr: &ListenAddr) -> Option<SocketFile> {
-        match addr {
-            ListenAddr::Unix(path) => Some(SocketFile(path.clone())),
-            _ => None,
-        }
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
     }
 }
 

@@ -12,6 +12,8 @@ use crate::bind::ListenAddr;
 use crate::drain::Phase;
 use crate::post::{Message, Post};
 use crate::report::{CoreReport, DrainReport};
+use crate::signals::Signals;
+use crate::socket_file::SocketFile;
 use crate::stalls::Stall;
 use crate::stats::{Counters, Stats};
 
@@ -25,9 +27,17 @@ pub(crate) struct Control {
     /// Where the server listens, in the order of the cores' listeners; set before they accept.
     addrs: OnceLock<Vec<ListenAddr>>,
     ended: Mutex<Vec<Option<CoreReport>>>,
+    belongings: Mutex<Option<Belongings>>,
     /// Which cores were told to leave while the others go on.
     leaving: Mutex<Vec<bool>>,
     news: Condvar,
+}
+
+/// What a server has of the process and the file system until its last core has ended.
+#[derive(Debug)]
+pub(crate) struct Belongings {
+    pub(crate) signals: Option<Signals>,
+    pub(crate) files: Vec<SocketFile>,
 }
 
 /// How a core is reached and watched from outside.
@@ -43,12 +53,29 @@ impl Control {
         let leaving = Mutex::new(vec![false; seats.len()]);
         let ended = Mutex::new(seats.iter().map(|_| None).collect());
         let deadline_ns = AtomicU64::new(u64::MAX);
-        let (addrs, news) = (OnceLock::new(), Condvar::new());
-        Control { epoch, deadline_ns, seats, addrs, ended, leaving, news }
+        let (addrs, news, belongings) = (OnceLock::new(), Condvar::new(), Mutex::new(None));
+        Control { epoch, deadline_ns, seats, addrs, ended, belongings, leaving, news }
     }
 
     pub(crate) fn set_addrs(&self, addrs: Vec<ListenAddr>) {
         self.addrs.get_or_init(|| addrs);
+    }
+
+    pub(crate) fn keep(&self, belongings: Belongings) {
+        *self.belongings() = Some(belongings);
+    }
+
+    /// Gives back what the server had. It waits for the signals' thread, which needs no core.
+    pub(crate) fn let_go(&self) {
+        let belongings = self.belongings().take();
+        if let Some(Belongings { signals, files }) = belongings {
+            drop(signals);
+            drop(files);
+        }
+    }
+
+    fn belongings(&self) -> MutexGuard<'_, Option<Belongings>> {
+        self.belongings.lock().unwrap_or_else(|poison| poison.into_inner())
     }
 
     /// The address of a listener.
@@ -146,7 +173,15 @@ impl Control {
 
     /// A core has ended: its ring is gone and its sockets are closed.
     pub(crate) fn report(&self, index: usize, report: CoreReport) {
-        self.lock()[index] = Some(report);
+        let mut ended = self.lock();
+        let others = ended.iter().enumerate().filter(|(core, _)| *core != index);
+        if others.map(|(_, end)| end).all(Option::is_some) {
+            drop(ended);
+            // Before anyone hears that the server has ended: its addresses are free then.
+            self.let_go();
+            ended = self.lock();
+        }
+        ended[index] = Some(report);
         self.news.notify_all();
     }
 

@@ -85,6 +85,7 @@ mod signals;
 #[cfg(test)]
 mod sim;
 mod sizing;
+mod socket_file;
 mod split;
 mod stalls;
 mod stats;

@@ -14,11 +14,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::bind::{Hook, ListenAddr, SocketFile, bind};
+use crate::bind::{Hook, ListenAddr, bind};
 use crate::caps::Places;
 use crate::config::{Config, Settings};
 use crate::conn::{self, Connection};
-use crate::control::{Control, Seat};
+use crate::control::{Belongings, Control, Seat};
 use crate::crew::{Crew, Seed, Share};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::Group;
@@ -244,7 +244,6 @@ impl Server {
         for addr in self.addresses()? {
             bound.push(bind(&addr, cores, &settings, self.before_bind.as_deref())?);
         }
-        let files = bound.iter().filter_map(|bound| SocketFile::of(&bound.addr)).collect();
 
         let (control, bells) = seats(&cpus)?;
         let drain_within = Duration::from_millis(settings.drain_ms);
@@ -277,6 +276,7 @@ impl Server {
         }
         let addrs: Vec<_> = bound.iter().map(|bound| bound.addr.clone()).collect();
         control.set_addrs(addrs.clone());
+        let files = bound.iter_mut().filter_map(|bound| bound.file.take()).collect();
         let mut shares: Vec<Vec<Share>> = (0..cores).map(|_| Vec::new()).collect();
         for bound in bound {
             let is_tcp = matches!(bound.addr, ListenAddr::Tcp(_));
@@ -289,9 +289,10 @@ impl Server {
         let hook = self.on_stall.filter(|_| settings.stall_ms > 0);
         let watchdog = hook.map(|hook| watchdog::start(&control, hook, settings.stall_ms));
         let watchdog = watchdog.transpose()?;
+        control.keep(Belongings { signals, files });
         let threads = crew.go(shares);
         let handle = Handle::new(control, drain_within);
-        Ok(Running { handle, threads, watchdog, addrs, signals, files })
+        Ok(Running { handle, threads, watchdog, addrs })
     }
 
     #[track_caller]
@@ -357,15 +358,14 @@ impl fmt::Debug for Server {
     }
 }
 
-/// A server that serves. Dropping it does not end it; drain it.
+/// A server that serves. Dropping it changes nothing for the server, which goes on until it is
+/// drained.
 #[derive(Debug)]
 pub struct Running {
     handle: Handle,
     threads: Vec<JoinHandle<()>>,
     watchdog: Option<JoinHandle<()>>,
     addrs: Vec<ListenAddr>,
-    signals: Option<Signals>,
-    files: Vec<SocketFile>,
 }
 
 impl Running {
@@ -390,8 +390,8 @@ impl Running {
     pub fn join(self) -> Result<DrainReport> {
         self.handle.wait_allowed("join a server")?;
         let report = self.handle.control().wait();
-        drop(self.signals);
-        drop(self.files);
+        // Of a server with a core that is stuck, nobody else will.
+        self.handle.control().let_go();
         for (thread, core) in self.threads.into_iter().zip(report.cores()) {
             // A thread's own destructors are anyone's code too: they get no more time.
             if core.stuck.is_none() {
