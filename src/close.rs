@@ -7,6 +7,7 @@ use crate::deadline::{DeadlineKind, Expired, Verdict};
 use crate::driver::{Shut, Socket};
 use crate::entry::{Linger, Lingering, Receive};
 use crate::report::CloseReason;
+use crate::shutdown::UNREAD_MAX;
 use crate::table::Id;
 
 impl Core {
@@ -129,6 +130,9 @@ impl Core {
             if entry.ended.is_some_and(CloseReason::resets) {
                 // A FIN behind data that the peer does not take would not reach it either.
                 socket.abort_on_close();
+            } else if entry.ended.map_or(entry.is_refused(), |reason| !reason.is_peers()) {
+                // What nobody has read would make it a reset.
+                socket.discard_unread(UNREAD_MAX);
             }
         }
         entry.socket = None;

@@ -252,7 +252,7 @@ impl Connection {
     }
 
     /// Says that the message has come to its end. See [`ReadHalf::end_message`].
-    pub fn end_message(&self) {
+    pub fn end_message(&mut self) {
         self.read.end_message();
     }
 

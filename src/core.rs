@@ -124,7 +124,8 @@ pub(crate) struct Core {
     pub(crate) inspections: Inspections,
     pub(crate) audit: Audit,
     completions: Vec<Completion>,
-    more_completions: bool,
+    /// The kernel has told of more than this turn has heard.
+    pub(crate) more_completions: bool,
     /// What has come from other threads and is still to be heard.
     pub(crate) mail: VecDeque<Message>,
     fired: Vec<(TimerKey, Timer)>,
@@ -287,7 +288,8 @@ impl Core {
             None => Wait::Forever,
             Some(next_ns) => match next_ns.saturating_sub(now_ns) {
                 0 => Wait::No,
-                ns => Wait::AtMostNs(ns),
+                // Added to its clock, the longest times would overflow in the kernel.
+                ns => Wait::AtMostNs(ns.min(WAIT_NS_MAX)),
             },
         }
     }
@@ -430,6 +432,7 @@ impl fmt::Debug for CoreCell {
 }
 
 pub(crate) const NS_PER_MS: u64 = 1_000_000;
+const WAIT_NS_MAX: u64 = 3_600_000_000_000;
 /// Messages of other threads that are heard in one turn.
 const MAIL_BUDGET: usize = 256;
 const ENTER_FAILURES_BEFORE_PAUSE: u32 = 8;

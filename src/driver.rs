@@ -263,9 +263,9 @@ impl Socket {
     }
 
     /// Whether the kernel has closed the connection as the peer did not answer.
-    pub(crate) fn is_given_up(&self) -> bool {
+    pub(crate) fn is_given_up(&self, user_timeout_ms: u64) -> bool {
         match self {
-            Socket::Os(fd) => sock::is_given_up(fd.as_fd()),
+            Socket::Os(fd) => sock::is_given_up(fd.as_fd(), user_timeout_ms),
             #[cfg(test)]
             Socket::Sim(_) => false,
         }
@@ -344,6 +344,7 @@ impl Driver {
     }
 
     /// Operations in flight, those of cancellations and the bell included.
+    #[cfg(test)]
     pub(crate) fn in_flight(&self) -> usize {
         either!(self, driver => driver.in_flight())
     }

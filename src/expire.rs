@@ -86,6 +86,27 @@ impl Core {
         }
     }
 
+    /// A protocol layer says that its message has come to its end. Once there is to be an end, it
+    /// was the last one: what is queued behind it is not begun. True when that is so.
+    pub(crate) fn end_layers_message(&mut self, id: Id) -> bool {
+        self.end_message(id, Opened::ByLayer);
+        let draining = self.drain.is_draining();
+        let Some(entry) = self.table.get_mut(id) else { return true };
+        if entry.deadlines.is_retired() {
+            entry.dismissed.get_or_insert(CloseReason::Lifetime);
+        } else if draining {
+            entry.dismissed.get_or_insert(CloseReason::Drained);
+        }
+        entry.dismissed.is_some()
+    }
+
+    /// Bytes of a connection were received and will not be read.
+    pub(crate) fn note_unread(&mut self, id: Id) {
+        if let Some(entry) = self.table.get_mut(id) {
+            entry.unread_seen = true;
+        }
+    }
+
     fn moment(&self, entry: &Entry) -> Moment {
         Moment {
             now_ms: self.now_ms,
@@ -108,6 +129,8 @@ impl Core {
     fn expired(&mut self, id: Id, expired: Expired) {
         let Some(entry) = self.table.get_mut(id) else { return };
         match expired {
+            // Its first byte may be among what was not heard yet.
+            Expired::Kind(DeadlineKind::FirstByte) if self.more_completions => {}
             Expired::Kind(DeadlineKind::FirstByte) if self.drain.is_draining() => {
                 // It had its grace to say something; now it is idle like the others.
                 entry.deadlines.excuse_first_byte();

@@ -164,8 +164,9 @@ impl Core {
                 self.abandon_queue(index);
                 break;
             }
-            if draining && self.retired && self.listeners[index as usize].receives_once {
-                // A Unix socket's queue is shared: the cores that stay serve it.
+            let shared = self.retired && self.listeners[index as usize].receives_once;
+            if draining && shared && self.listeners[index as usize].last_call == 0 {
+                // A Unix socket's queue is shared: the cores that stay serve the rest of it.
                 self.queue_is_empty(index);
                 break;
             }
@@ -183,9 +184,15 @@ impl Core {
                 }
                 result => {
                     budget -= 1;
-                    listener.last_call -= u32::from(late);
+                    listener.last_call -= u32::from(late || (draining && shared));
                     self.counters.queue_taken.add(u64::from(draining && result.is_ok()));
-                    self.take_in_connection(index, result.map_err(|error| Errno::of(&error)));
+                    match result {
+                        // A handler would only be dropped again.
+                        Ok(socket) if late => self.turn_away(socket),
+                        result => {
+                            self.take_in_connection(index, result.map_err(|e| Errno::of(&e)));
+                        }
+                    }
                 }
             }
         }

@@ -31,6 +31,9 @@ impl Core {
             return Poll::Ready(Err(CloseReason::PeerReset.to_error("recv", None)));
         };
         entry.farewell = false;
+        if entry.dismissed.is_some() && entry.ended.is_none() {
+            return Poll::Ready(Ok(None));
+        }
         if let Some(input) = &mut entry.input {
             let chunk = input.pop_front();
             if input.is_empty() {
@@ -46,7 +49,7 @@ impl Core {
             let limits = Some((&entry.deadlines, &self.limits));
             return Poll::Ready(Err(reason.to_error("recv", limits)));
         }
-        if entry.eof || entry.dismissed.is_some() {
+        if entry.eof {
             return Poll::Ready(Ok(None));
         }
         if mid_message > 0 && !entry.deadlines.is_in_message() {
@@ -58,14 +61,16 @@ impl Core {
         let Some(entry) = self.table.get_mut(id) else { return Poll::Pending };
         let between =
             (draining || entry.deadlines.is_retired()) && !entry.deadlines.is_in_message();
-        // What the kernel holds already will be here in the next turn, and is served.
-        let unread = || entry.socket.as_ref().map_or(0, Socket::unread_bytes);
-        if between && entry.deadlines.is_retired() && unread() == 0 {
+        // What the kernel holds already will be here in the next turn, and is served; so is what
+        // it has told of and nobody has heard.
+        let quiet = between && entry.socket.as_ref().is_none_or(|it| it.unread_bytes() == 0);
+        let heard_all = !self.more_completions;
+        if quiet && heard_all && entry.deadlines.is_retired() {
             entry.dismissed = Some(CloseReason::Lifetime);
             return Poll::Ready(Ok(None));
         }
-        let idle = between && entry.deadlines.has_first_byte() && unread() == 0;
-        if idle && farewell_ns(&self.drain, id, entry) <= self.now_ns {
+        let idle = quiet && (entry.deadlines.has_first_byte() || entry.deadlines.is_retired());
+        if idle && heard_all && farewell_ns(&self.drain, id, entry) <= self.now_ns {
             entry.dismissed = Some(CloseReason::Drained);
             return Poll::Ready(Ok(None));
         }
@@ -78,6 +83,17 @@ impl Core {
             self.arm_deadline(id);
         }
         Poll::Pending
+    }
+
+    /// The handler has given up to wait for input, and does something else.
+    pub(crate) fn stop_waiting(&mut self, id: Id) {
+        let Some(entry) = self.table.get_mut(id) else { return };
+        entry.farewell = false;
+        if entry.waits() && !entry.is_closing() {
+            self.tasks.discard(Some(std::mem::take(&mut entry.reader)));
+            entry.deadlines.told(self.now_ms);
+            self.arm_deadline(id);
+        }
     }
 
     pub(crate) fn arm_receive(&mut self, id: Id) {
@@ -161,7 +177,7 @@ impl Core {
                 if last {
                     entry.receive = Receive::Over;
                 }
-                let reason = entry.fault(errno);
+                let reason = entry.fault(errno, self.settings.user_timeout_ms);
                 self.end(id, reason);
             }
         }
@@ -251,7 +267,7 @@ impl Core {
         let broken = result.is_ok_and(|events| events & i32::from(libc::POLLERR) != 0);
         if broken && entry.receive == Receive::Off && !entry.is_closing() {
             let errno = entry.socket.as_ref().map_or(Errno(0), Socket::take_error);
-            let reason = entry.fault(errno);
+            let reason = entry.fault(errno, self.settings.user_timeout_ms);
             self.end(id, reason);
         }
         self.advance_close(id);
@@ -308,8 +324,10 @@ impl Core {
 
 impl Entry {
     /// Why an operation of this connection has failed.
-    pub(crate) fn fault(&self, errno: Errno) -> CloseReason {
-        CloseReason::of_fault(errno, || self.socket.as_ref().is_some_and(Socket::is_given_up))
+    pub(crate) fn fault(&self, errno: Errno, user_timeout_ms: u64) -> CloseReason {
+        CloseReason::of_fault(errno, || {
+            self.socket.as_ref().is_some_and(|socket| socket.is_given_up(user_timeout_ms))
+        })
     }
 
     /// Forgets what was received and nobody will read, and says how much that was.

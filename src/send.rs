@@ -168,7 +168,8 @@ impl Core {
             self.send(id, gather);
             return;
         }
-        let reason = entry.fault(result.err().unwrap_or(Errno(0)));
+        let errno = result.err().unwrap_or(Errno(0));
+        let reason = entry.fault(errno, self.settings.user_timeout_ms);
         self.counters.bytes_abandoned.add(gather.bytes() as u64);
         self.memory.give_back(gather.bytes());
         gather.clear();

@@ -77,7 +77,7 @@ impl CoreCell {
     fn close_books(self: &Rc<CoreCell>) {
         let late_mail = {
             let mut core = self.borrow_mut();
-            let leaked = core.driver.in_flight() > 0;
+            let leaked = core.counters.leaked_operations.get() > 0;
             for id in core.table.ids().collect::<Vec<_>>() {
                 core.remove_forced(id, leaked);
             }
@@ -119,7 +119,7 @@ impl Core {
                 self.turn_away(connection);
             }
             self.counters.queue_abandoned.add(socket.queued_connections());
-            if self.driver.in_flight() > 0 {
+            if self.counters.leaked_operations.get() > 0 {
                 // The kernel may still use its descriptor.
                 std::mem::forget(socket);
             }
@@ -153,4 +153,4 @@ impl Core {
 /// How long a core that is down waits for the last completions before it leaks; twice at most.
 const SHUT_DOWN_LIMIT_NS: u64 = 30 * NS_PER_MS;
 /// A default receive buffer of the kernel holds no more (tcp(7), `tcp_rmem`).
-const UNREAD_MAX: usize = 1 << 20;
+pub(crate) const UNREAD_MAX: usize = 1 << 20;

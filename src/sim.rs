@@ -10,6 +10,7 @@ mod books;
 mod by_hand;
 mod deadlines;
 mod driver;
+mod ends;
 mod faults;
 mod hands;
 mod overload;

@@ -1,7 +1,8 @@
 //! The halves of a connection: one receives, the other sends.
 
 use std::future::{Future, poll_fn};
-use std::task::{Poll, ready};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
 use crate::buf::{Chunk, SendBuf};
 use crate::conn::Link;
@@ -159,22 +160,20 @@ impl ReadHalf {
 
     /// Says that the message has come to its end, or one that a read has left open which was
     /// dropped before it was done.
-    pub fn end_message(&self) {
+    ///
+    /// Once the server drains or the connection has reached its greatest age, it was the last one:
+    /// from then on there is no more input, though the peer may have sent further messages.
+    pub fn end_message(&mut self) {
         let Link { core, id } = &self.link;
-        core.borrow_mut().end_message(*id, Opened::ByLayer);
+        let mut core = core.borrow_mut();
+        if core.end_layers_message(*id) && self.partial.take().is_some() {
+            core.note_unread(*id);
+        }
     }
 
     /// The next chunk, for a call that has `so_far` bytes of a message already.
-    fn next_chunk(&mut self, so_far: usize) -> impl Future<Output = Result<Option<Chunk>>> {
-        poll_fn(move |cx| match self.partial.take() {
-            Some(chunk) => Poll::Ready(Ok(Some(chunk))),
-            None => {
-                let Link { core, id } = &self.link;
-                let polled = core.borrow_mut().poll_receive(*id, so_far, cx);
-                self.in_message |= so_far > 0 && polled.is_pending();
-                polled
-            }
-        })
+    fn next_chunk(&mut self, so_far: usize) -> NextChunk<'_> {
+        NextChunk { half: self, so_far, waits: false }
     }
 
     /// A call that reads a message has come to its end.
@@ -187,6 +186,38 @@ impl ReadHalf {
 
     fn put_back(&mut self, chunk: Chunk) {
         self.partial = (!chunk.is_empty()).then_some(chunk);
+    }
+}
+
+/// The future of [`ReadHalf::next_chunk`]. Who drops it waits for input no more.
+struct NextChunk<'a> {
+    half: &'a mut ReadHalf,
+    so_far: usize,
+    waits: bool,
+}
+
+impl Future for NextChunk<'_> {
+    type Output = Result<Option<Chunk>>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let NextChunk { half, so_far, waits } = self.get_mut();
+        if let Some(chunk) = half.partial.take() {
+            return Poll::Ready(Ok(Some(chunk)));
+        }
+        let Link { core, id } = &half.link;
+        let polled = core.borrow_mut().poll_receive(*id, *so_far, cx);
+        *waits = polled.is_pending();
+        half.in_message |= *so_far > 0 && *waits;
+        polled
+    }
+}
+
+impl Drop for NextChunk<'_> {
+    fn drop(&mut self) {
+        if self.waits {
+            let Link { core, id } = &self.half.link;
+            core.borrow_mut().stop_waiting(*id);
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::deadline::DeadlineKind;
 use crate::error::{ErrorKind, Result};
 use crate::listen::Listener;
 use crate::report::CloseReason;
-use crate::time::sleep;
+use crate::time::{sleep, timeout};
 use crate::token::Kind;
 
 /// No limit that a test does not set.
@@ -53,6 +53,28 @@ fn assert_on_time(found: Option<(CloseReason, u64)>, reason: CloseReason, limit_
     let (is, took_ms) = found.unwrap_or_else(|| panic!("never ended, instead of {reason:?}"));
     let range = limit_ms - STEP_MS..=limit_ms + limit_ms / 8 + 2 * STEP_MS;
     assert!(is == reason && range.contains(&took_ms), "{is:?} after {took_ms} ms, not {reason:?}");
+}
+
+/// A future that is dropped waits for nothing.
+#[test]
+fn a_handler_that_has_given_up_waiting_has_the_handlers_limit_and_not_the_idle_one() {
+    for (idle_ms, handler_ms) in [(3_000, 20_000), (20_000, 3_000)] {
+        let rig =
+            Rig::by_hand(config().idle_ms(idle_ms).handler_ms(handler_ms), |mut conn| async {
+                conn.recv().await?;
+                assert!(
+                    timeout(Duration::from_secs(1), conn.recv()).await.is_err(),
+                    "nothing comes"
+                );
+                sleep(Duration::from_secs(1_000_000)).await;
+                drop(conn);
+                Ok(())
+            });
+        connect(&rig);
+        say(&rig, b"x");
+        assert_on_time(ended(&rig, |_, _| ()), CloseReason::Handler, 1_000 + handler_ms);
+        finish(&rig);
+    }
 }
 
 /// Says a byte now and then.

@@ -51,10 +51,7 @@ pub(crate) fn discard(socket: BorrowedFd<'_>, mut most: usize) {
 /// How many connections wait in the queue of a listener: `tcpi_unacked` of its `TCP_INFO`
 /// (`tcp_get_info` in the kernel's net/ipv4/tcp.c). `None` for other sockets.
 pub(crate) fn queued_connections(listener: BorrowedFd<'_>) -> Option<u64> {
-    let info = tcp_info(listener)?;
-    let bytes = info[UNACKED / 8].to_ne_bytes();
-    let half = bytes[UNACKED % 8..][..4].try_into().ok()?;
-    Some(u32::from_ne_bytes(half).into())
+    tcp_info(listener).map(|info| word(&info, UNACKED).into())
 }
 
 /// How many bytes the peer of a TCP connection has acknowledged in its life: `tcpi_bytes_acked` of
@@ -70,13 +67,22 @@ pub(crate) fn is_closed(socket: BorrowedFd<'_>) -> bool {
     tcp_info(socket).is_some_and(|info| info[0].to_ne_bytes()[0] == TCP_CLOSE)
 }
 
-/// Whether a TCP connection is over since the peer did not answer: the kernel had sent data again,
-/// or probes, in vain (`tcpi_retransmits`, `tcpi_probes`). False for other sockets.
-pub(crate) fn is_given_up(socket: BorrowedFd<'_>) -> bool {
+/// Whether a TCP connection is over since the peer did not answer: the kernel had sent data again
+/// in vain (`tcpi_retransmits`), or asked for room (`tcpi_probes`) and heard nothing for a user
+/// timeout (`tcpi_last_ack_recv`, in milliseconds). False for other sockets.
+pub(crate) fn is_given_up(socket: BorrowedFd<'_>, user_timeout_ms: u64) -> bool {
     tcp_info(socket).is_some_and(|info| {
         let [state, _, retransmits, probes, ..] = info[0].to_ne_bytes();
-        state == TCP_CLOSE && (retransmits > 0 || probes > 0)
+        let silent = || user_timeout_ms > 0 && u64::from(word(&info, LAST_ACK)) >= user_timeout_ms;
+        state == TCP_CLOSE && (retransmits > 0 || (probes > 0 && silent()))
     })
+}
+
+/// One of the numbers of 32 bits in a `struct tcp_info`.
+fn word(info: &[u64; 32], at: usize) -> u32 {
+    let bytes = info[at / 8].to_ne_bytes();
+    let half = if at.is_multiple_of(8) { [0, 1, 2, 3] } else { [4, 5, 6, 7] };
+    u32::from_ne_bytes(half.map(|n| bytes[n]))
 }
 
 /// As much of `struct tcp_info` as every kernel that we run on has.
@@ -100,8 +106,9 @@ fn tcp_info(socket: BorrowedFd<'_>) -> Option<[u64; 32]> {
 const BYTES_ACKED: usize = 120 / 8;
 /// A value of `tcpi_state` (net/tcp_states.h in the kernel's sources).
 const TCP_CLOSE: u8 = 7;
-/// Where it has `tcpi_unacked`, in bytes.
+/// Where it has `tcpi_unacked` and `tcpi_last_ack_recv`, in bytes.
 const UNACKED: usize = 24;
+const LAST_ACK: usize = 56;
 
 #[cfg(test)]
 mod tests {

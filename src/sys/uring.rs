@@ -56,6 +56,8 @@ pub(crate) struct Uring {
     doorbell: Arc<EventFd>,
     epoch: Instant,
     in_flight: usize,
+    /// Everything was told to end, and nothing is begun any more.
+    quiesced: bool,
     /// Some operations did not end when they were told to.
     given_up: bool,
     counters: DriverCounters,
@@ -110,6 +112,7 @@ impl Uring {
             doorbell,
             epoch,
             in_flight: 0,
+            quiesced: false,
             given_up: false,
             counters: DriverCounters::default(),
         };
@@ -118,6 +121,10 @@ impl Uring {
     }
 
     pub(crate) fn push(&mut self, token: Token, op: Op) {
+        if self.quiesced {
+            // Its descriptor may be closed, and the number another's, before it reaches the kernel.
+            return;
+        }
         let entry = match op {
             Op::Accept { listener: Name(fd) } => {
                 let (address, length) = (std::ptr::null_mut(), std::ptr::null_mut());
@@ -199,6 +206,7 @@ impl Uring {
         self.epoch.elapsed().as_nanos() as u64
     }
 
+    #[cfg(test)]
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight
     }
@@ -209,6 +217,7 @@ impl Uring {
 
     pub(crate) fn quiesce(&mut self, limit: Duration, into: &mut Vec<Completion>) -> usize {
         let give_up = Instant::now() + limit;
+        self.quiesced = true;
         while self.in_flight > 0 {
             // What is queued must reach the kernel before it can be cancelled there.
             let _ = self.enter(Wait::No);
