@@ -99,6 +99,11 @@ pub struct ConnectionInfo {
     pub deadline: Option<DeadlineKind>,
     /// How long until that deadline, or until that end, is looked at.
     pub deadline_in: Duration,
+    /// Every deadline that runs, and how long until it passes if nothing more happens. Empty where
+    /// `deadline` is `None`.
+    pub deadlines: Vec<(DeadlineKind, Duration)>,
+    /// How many tasks its handler has spawned to end with it, and have not ended.
+    pub children: usize,
     /// Where the handler was given to the server: the place of the `listen` call. `None` when the
     /// handler has returned.
     pub handler: Option<&'static Location<'static>>,
@@ -253,6 +258,10 @@ impl ConnectionInfo {
     pub(crate) fn to_json(&self) -> String {
         let text = |value: &dyn fmt::Display| quoted(&value.to_string());
         let ms = |time: Duration| time.as_millis() as u64;
+        let deadlines = self
+            .deadlines
+            .iter()
+            .fold(JsonObject::new(), |json, (kind, left)| json.number(kind.as_str(), ms(*left)));
         JsonObject::new()
             .string("id", &self.id.to_string())
             .number("core", self.core as u64)
@@ -268,6 +277,8 @@ impl ConnectionInfo {
             .number("bytes_queued", self.bytes_queued)
             .raw_or_null("deadline", self.deadline.map(|kind| quoted(kind.as_str())))
             .number("deadline_in_ms", ms(self.deadline_in))
+            .raw("deadlines_in_ms", &deadlines.finish())
+            .number("children", self.children as u64)
             .raw_or_null("handler", self.handler.map(|place| text(&place)))
             .finish()
     }
@@ -369,6 +380,8 @@ mod tests {
             bytes_queued: 4,
             deadline: (state != ConnectionState::Ended).then_some(DeadlineKind::Idle),
             deadline_in: Duration::from_millis(1500),
+            deadlines: vec![(DeadlineKind::Idle, Duration::from_millis(1500))],
+            children: 2,
             handler: Some(Location::caller()),
         }
     }
@@ -424,6 +437,7 @@ mod tests {
             "\"without_progress_ms\":5000",
             "\"deadline\":null",
             "\"deadline_in_ms\":1500",
+            "\"deadlines_in_ms\":{\"idle\":1500},\"children\":2",
             "\"silent_cores\":[{\"core\":1,\"connections\":7,\"running\":\"",
         ] {
             assert!(json.contains(part), "{part} in {json}");

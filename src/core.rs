@@ -415,10 +415,12 @@ impl CoreCell {
                 Message::Steer => self.borrow_mut().put_steering_right(),
                 Message::Spawn(place, make) => {
                     // The maker is anyone's code; a panic in it is its own.
-                    let spawn = || drop(spawn_task(self, Scope::Core, place, make()));
+                    let mut refused = false;
+                    let spawn = || refused = spawn_task(self, Scope::Core, place, make()).is_err();
                     if !guarded(spawn) {
                         self.borrow_mut().counters.panics.add(1);
                     }
+                    self.borrow_mut().counters.tasks_refused.add(refused.into());
                 }
             }
         }

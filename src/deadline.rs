@@ -379,11 +379,20 @@ impl Deadlines {
         if let Some((_, until_ms)) = self.last_stage {
             return (until_ms, None);
         }
-        let running = DeadlineKind::ALL
-            .into_iter()
-            .filter_map(|kind| Some((self.at_ms(limits, kind, waits)?, Some(kind))));
-        let lifetime = (self.lifetime_end_ms(limits), Some(DeadlineKind::Lifetime));
-        running.min_by_key(|(at_ms, _)| *at_ms).unwrap_or(lifetime)
+        let lifetime = (self.lifetime_end_ms(limits), DeadlineKind::Lifetime);
+        let first = self.running(limits, waits).min_by_key(|(at_ms, _)| *at_ms);
+        let (at_ms, kind) = first.unwrap_or(lifetime);
+        (at_ms, Some(kind))
+    }
+
+    /// Every deadline that runs, and when it passes; none in a last stage.
+    pub(crate) fn running(
+        &self,
+        limits: &Limits,
+        waits: bool,
+    ) -> impl Iterator<Item = (u64, DeadlineKind)> {
+        let kinds = DeadlineKind::ALL.into_iter().filter(|_| self.last_stage.is_none());
+        kinds.filter_map(move |kind| Some((self.at_ms(limits, kind, waits)?, kind)))
     }
 
     /// When the connection reaches its greatest age, or has to be gone after that.

@@ -14,8 +14,10 @@ use crate::preflight;
 use crate::refusal::{NEEDED, explain_setup_failure, ring_bytes};
 
 mod features;
+mod finding;
 
 use features::{Answer, Answers, DRIVER_RING, Feature};
+use finding::{Finding, known};
 
 /// Examines the machine for what slipring needs.
 ///
@@ -56,6 +58,8 @@ pub struct Examination {
     preflight: Option<bool>,
     features: Vec<(&'static Feature, Answer)>,
     facts: Facts,
+    /// What follows from a configuration.
+    configured: Vec<Finding>,
 }
 
 impl Examination {
@@ -158,7 +162,8 @@ impl Examination {
         let refusal = answers.ring.err().map(refused).or_else(|| lacking.into_iter().next());
         let passed = preflight.as_ref().map(Result::is_ok);
         let refusal = refusal.or_else(|| preflight?.err());
-        Examination { refusal, preflight: passed, features: answers.features, facts }
+        let (preflight, features) = (passed, answers.features);
+        Examination { refusal, preflight, features, facts, configured: Vec::new() }
     }
 
     fn preflight_text(&self) -> &'static str {
@@ -186,6 +191,7 @@ impl Examination {
         findings.extend(self.network());
         findings.extend(self.cpus());
         findings.extend(self.container());
+        findings.extend(self.configured.iter().cloned());
         findings
     }
 
@@ -345,29 +351,6 @@ impl fmt::Display for Examination {
         }
         Ok(())
     }
-}
-
-/// One line of the report.
-struct Finding {
-    area: &'static str,
-    name: &'static str,
-    found: String,
-    consequence: Option<String>,
-}
-
-impl Finding {
-    fn new(
-        area: &'static str,
-        name: &'static str,
-        found: impl Into<String>,
-        consequence: Option<impl Into<String>>,
-    ) -> Finding {
-        Finding { area, name, found: found.into(), consequence: consequence.map(Into::into) }
-    }
-}
-
-fn known(value: Option<impl ToString>) -> String {
-    value.map_or_else(|| "unknown".to_owned(), |value| value.to_string())
 }
 
 const NOTHING: Option<String> = None;

@@ -67,7 +67,9 @@ impl Handle {
     ///
     /// # Errors
     /// [`ErrorKind::Misuse`] for a core that the server does not have, [`ErrorKind::Closed`] for
-    /// one that has ended.
+    /// one that has ended, [`ErrorKind::Resource`] while 65 536 messages wait for it. A future that
+    /// the core then can't take, as it has `SLIPRING_TASKS_MAX` tasks or its drain's deadline has
+    /// come, is dropped and counted in `tasks_refused`.
     #[track_caller]
     pub fn spawn_on<M, F>(&self, core: usize, make: M) -> Result<()>
     where
@@ -80,9 +82,14 @@ impl Handle {
                 .because(format!("the server has {} cores", seats.len())));
         };
         let message = Message::Spawn(Location::caller(), Box::new(|| Box::pin(make())));
-        seat.post.post(message).map_err(|_| {
-            Error::new(ErrorKind::Closed, format!("spawn on core {core}"))
-                .because("the core has ended")
+        seat.post.mailbox.post_among(message, WAITING_MAX).map_err(|refused| {
+            let operation = format!("spawn on core {core}");
+            if refused.full {
+                Error::new(ErrorKind::Resource, operation)
+                    .because(format!("{WAITING_MAX} messages wait for the core already"))
+            } else {
+                Error::new(ErrorKind::Closed, operation).because("the core has ended")
+            }
         })
     }
 
@@ -149,3 +156,6 @@ impl Handle {
         Ok(())
     }
 }
+
+/// So many messages may wait for a core that does not hear them.
+const WAITING_MAX: usize = 65_536;

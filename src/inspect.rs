@@ -230,6 +230,8 @@ impl Core {
         let entry = self.table.get(id)?;
         let since = |ms: u64| Duration::from_millis(self.now_ms.saturating_sub(ms));
         let (at_ms, deadline) = entry.deadlines.first(&self.limits, entry.waits());
+        let left = |at_ms: u64| Duration::from_millis(at_ms.saturating_sub(self.now_ms));
+        let running = entry.deadlines.running(&self.limits, entry.waits());
         Some(ConnectionInfo {
             id: ConnectionId { core: self.serial(), id },
             core,
@@ -244,7 +246,9 @@ impl Core {
             bytes_unread: entry.input_bytes as u64,
             bytes_queued: entry.queued_bytes() as u64,
             deadline,
-            deadline_in: Duration::from_millis(at_ms.saturating_sub(self.now_ms)),
+            deadline_in: left(at_ms),
+            deadlines: running.map(|(at_ms, kind)| (kind, left(at_ms))).collect(),
+            children: entry.company.as_ref().map_or(0, |company| company.children.len()),
             handler: entry.handler.and_then(|task| self.tasks.place(task)),
         })
     }

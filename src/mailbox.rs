@@ -39,6 +39,12 @@ pub(crate) struct Mailbox<M, B> {
     bell: B,
 }
 
+/// A message that was not delivered: the queue is full, or the core is gone.
+pub(crate) struct Refused<M> {
+    pub(crate) message: M,
+    pub(crate) full: bool,
+}
+
 struct Queue<M> {
     messages: Vec<M>,
     open: bool,
@@ -59,10 +65,15 @@ impl<M, B: Bell> Mailbox<M, B> {
     /// # Errors
     /// Gives the message back when the core is gone.
     pub(crate) fn post(&self, message: M) -> Result<(), M> {
+        self.post_among(message, usize::MAX).map_err(|Refused { message, .. }| message)
+    }
+
+    /// As [`Mailbox::post`], unless so many messages are there already.
+    pub(crate) fn post_among(&self, message: M, most: usize) -> Result<(), Refused<M>> {
         {
             let mut queue = self.queue.lock().unwrap_or_else(|poison| poison.into_inner());
-            if !queue.open {
-                return Err(message);
+            if !queue.open || queue.messages.len() >= most {
+                return Err(Refused { message, full: queue.open });
             }
             queue.messages.push(message);
             self.pending.store(true, SeqCst);

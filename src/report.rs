@@ -229,7 +229,8 @@ impl DrainReport {
     }
 
     /// The report as one line of JSON, with the keys `accepted`, `closed` (by reason),
-    /// `handed_over`, `forced`, `abandoned_bytes`, `phases_ms`, `cores`, `balanced`.
+    /// `handed_over`, `forced`, `tasks_forced`, `tasks_refused`, `abandoned_bytes`,
+    /// `leaked_operations`, `idle_races`, `queue_abandoned`, `phases_ms`, `cores`, `balanced`.
     #[must_use]
     pub fn to_json(&self) -> String {
         let total = self.total();
@@ -240,8 +241,11 @@ impl DrainReport {
             .number("handed_over", self.handed_over())
             .number("forced", total.closed.get(CloseReason::Forced))
             .number("tasks_forced", total.tasks_forced)
+            .number("tasks_refused", total.tasks_refused)
             .number("abandoned_bytes", total.bytes_abandoned)
             .number("leaked_operations", total.leaked_operations)
+            .number("idle_races", total.idle_races)
+            .number("queue_abandoned", total.queue_abandoned)
             .raw("phases_ms", &phases_json(&self.phases()))
             .raw("cores", &format!("[{}]", cores.join(",")))
             .bool("balanced", self.is_balanced())
@@ -301,8 +305,17 @@ impl fmt::Display for DrainReport {
         if total.tasks_forced > 0 {
             writeln!(f, "  {} tasks dropped at the deadline", total.tasks_forced)?;
         }
+        if total.tasks_refused > 0 {
+            writeln!(f, "  {} tasks of other threads were not begun", total.tasks_refused)?;
+        }
         if total.bytes_abandoned > 0 {
             writeln!(f, "  {} bytes abandoned", total.bytes_abandoned)?;
+        }
+        if total.idle_races > 0 {
+            writeln!(f, "  {} were closed as idle when more came", total.idle_races)?;
+        }
+        if total.queue_abandoned > 0 {
+            writeln!(f, "  {} were reset in a listener's queue", total.queue_abandoned)?;
         }
         if total.leaked_operations > 0 {
             writeln!(f, "  {} operations leaked", total.leaked_operations)?;
@@ -404,7 +417,11 @@ mod tests {
             "closed",
             "handed_over",
             "forced",
+            "tasks_forced",
             "abandoned_bytes",
+            "leaked_operations",
+            "idle_races",
+            "queue_abandoned",
             "phases_ms",
             "cores",
             "balanced",
@@ -424,6 +441,18 @@ mod tests {
         assert!(text.contains("BOOKS DO NOT BALANCE") && text.contains("0.1.2"), "{text}");
         assert!(json.contains(r#""mismatches":["connection 0.1.2 has no \"timer\""]"#), "{json}");
         assert!(json.contains(r#""balanced":false"#), "{json}");
+    }
+
+    #[test]
+    fn whom_the_kernel_has_reset_or_an_end_has_crossed_is_told_of() {
+        let mut report = report(3, 3, 0, false);
+        let clean = report.to_string();
+        assert!(!clean.contains("queue") && !clean.contains("idle when"), "{clean}");
+        report.cores[0].stats.idle_races = 2;
+        report.cores[0].stats.queue_abandoned = 5;
+        let text = report.to_string();
+        assert!(text.contains("2 were closed as idle when more came"), "{text}");
+        assert!(text.contains("5 were reset in a listener's queue"), "{text}");
     }
 
     #[test]

@@ -92,6 +92,9 @@ impl CoreCell {
             }
             core.publish_counters();
             let unheard = std::mem::take(&mut core.mail);
+            let spawns = |message: &&Message| matches!(message, Message::Spawn(..));
+            let refused = unread.iter().chain(&unheard).filter(spawns).count();
+            core.counters.tasks_refused.add(refused as u64);
             (unread, unheard, std::mem::take(&mut core.inspections))
         };
         guarded(move || drop(late_mail));

@@ -143,6 +143,9 @@ counters! {
     messages sum,
     /// Tasks that panicked.
     panics sum,
+    /// Tasks that other threads had spawned and that were not begun: the core had
+    /// `SLIPRING_TASKS_MAX`, or its drain's deadline had come.
+    tasks_refused sum,
     /// Handlers and tasks that were dropped because the drain's deadline had come.
     tasks_forced sum,
     /// Operations whose end was never seen and whose memory is therefore leaked. Always 0, unless

@@ -127,6 +127,10 @@ fn doctor_finds_this_machine_fit() {
     let text = String::from_utf8(words.stdout).expect("it is UTF-8");
     assert_eq!(words.status.code(), Some(0), "{text}");
     assert!(text.starts_with("fit: ") && text.contains("\nkernel\n"), "{text}");
+    for name in ["idle connection", "unacknowledged data", "output still queued", "half-closed"] {
+        let found = text.lines().find(|line| line.contains(&format!("dead peer, {name}")));
+        assert!(found.is_some_and(|line| line.contains("found after")), "{name}: {text}");
+    }
 
     let json = finish(example("doctor").arg("--json"));
     let text = String::from_utf8(json.stdout).expect("it is UTF-8");

@@ -11,11 +11,18 @@ use super::{Config, Settings, VARIABLES, form};
 #[derive(Clone, Debug)]
 pub struct Explanation {
     values: Vec<String>,
-    facts: Vec<String>,
+    facts: Vec<Fact>,
     warnings: Vec<String>,
 }
 
+/// Something that follows from the values: of what, and what.
+pub(crate) type Fact = (&'static str, String);
+
 impl Explanation {
+    pub(crate) fn facts(&self) -> &[Fact] {
+        &self.facts
+    }
+
     /// What is allowed and yet probably not meant, one sentence each.
     ///
     /// # Examples
@@ -35,7 +42,8 @@ impl Explanation {
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let warnings = self.warnings.iter().map(|warning| format!("warning: {warning}"));
-        let lines = self.values.iter().chain(&self.facts).cloned().chain(warnings);
+        let facts = self.facts.iter().map(|(name, text)| format!("{name}: {text}"));
+        let lines = self.values.iter().cloned().chain(facts).chain(warnings);
         f.write_str(&lines.collect::<Vec<_>>().join("\n"))
     }
 }
@@ -72,7 +80,7 @@ impl Config {
     }
 }
 
-fn facts(settings: &Settings) -> Vec<String> {
+fn facts(settings: &Settings) -> Vec<Fact> {
     let Settings { buffers, buffer_bytes, half_close_ms, user_timeout_ms, .. } = *settings;
     let first = |kernel_ms: Option<u64>, ours_ms: u64| match kernel_ms {
         Some(ms) if ms <= ours_ms => duration(ms),
@@ -80,30 +88,24 @@ fn facts(settings: &Settings) -> Vec<String> {
     };
     let kernel_ms = Some(user_timeout_ms).filter(|ms| *ms > 0);
     let stall_ms = settings.write_stall_ms;
-    let at_most_ms = stall_ms + stall_ms / 4;
+    let stalled = first(kernel_ms, stall_ms);
+    let queued = first(kernel_ms, stall_ms + stall_ms / 4);
+    let half_closed = duration(half_close_ms);
     let mut facts = vec![
-        format!("dead peer, idle connection: found after about {} s", keepalive_s(settings)),
-        format!("dead peer, unacknowledged data: found after about {}", first(kernel_ms, stall_ms)),
-        format!(
-            "dead peer, output still queued: found after {} at most",
-            first(kernel_ms, at_most_ms)
-        ),
-        format!(
-            "dead peer, half-closed before: found after {} without a byte",
-            duration(half_close_ms)
-        ),
+        ("dead peer, idle connection", format!("found after about {} s", keepalive_s(settings))),
+        ("dead peer, unacknowledged data", format!("found after about {stalled}")),
+        ("dead peer, output still queued", format!("found after {queued} at most")),
+        ("dead peer, half-closed before", format!("found after {half_closed} without a byte")),
     ];
     if settings.heartbeat_ms > 0 {
         let longest_ms = settings.heartbeat_ms + settings.heartbeat_ms / 10;
-        facts.push(format!(
-            "peer that hangs, where a heartbeat is sent: found after {} at most",
-            duration(longest_ms + settings.heartbeat_timeout_ms)
-        ));
+        let longest = duration(longest_ms + settings.heartbeat_timeout_ms);
+        let name = "peer that hangs, where a heartbeat is sent";
+        facts.push((name, format!("found after {longest} at most")));
     }
-    facts.push(format!(
-        "receive buffers: {buffers} of {buffer_bytes} bytes, {} KiB a core",
-        u64::from(buffers) * u64::from(buffer_bytes) / 1024,
-    ));
+    let kib = u64::from(buffers) * u64::from(buffer_bytes) / 1024;
+    let text = format!("{buffers} of {buffer_bytes} bytes, {kib} KiB a core");
+    facts.push(("receive buffers", text));
     facts
 }
 
@@ -138,6 +140,13 @@ fn warnings(settings: &Settings) -> Vec<String> {
             settings.connections_per_ip_max, settings.connections_max,
         ));
     }
+    if settings.force_grace_ms > settings.drain_ms / 10 {
+        warnings.push(format!(
+            "SLIPRING_FORCE_GRACE_MS = {} is above a tenth of SLIPRING_DRAIN_MS = {}, which is all \
+             that it gets in a drain",
+            settings.force_grace_ms, settings.drain_ms,
+        ));
+    }
     if settings.lameduck_ms >= settings.drain_ms {
         warnings.push(format!(
             "SLIPRING_LAMEDUCK_MS = {} leaves nothing of SLIPRING_DRAIN_MS = {} to finish \
@@ -154,6 +163,7 @@ fn defeated(settings: &Settings) -> Vec<(&'static str, u64, &'static str, u64, &
     let handler = ("SLIPRING_HANDLER_MS", settings.handler_ms);
     let lifetime = ("SLIPRING_LIFETIME_MS", settings.lifetime_ms);
     let message = ("SLIPRING_MESSAGE_MS", settings.message_ms);
+    let drain = ("SLIPRING_DRAIN_MS", settings.drain_ms);
     let beat_ms = settings.heartbeat_ms + settings.heartbeat_ms / 10;
     let mut pairs = vec![
         (
@@ -166,7 +176,15 @@ fn defeated(settings: &Settings) -> Vec<(&'static str, u64, &'static str, u64, &
         (idle, lifetime, "ends every connection first"),
         (message, lifetime, "ends every connection first"),
         (handler, lifetime, "ends every connection first"),
+        (("SLIPRING_NEW_GRACE_MS", settings.new_grace_ms), drain, "ends a drain first"),
+        (("SLIPRING_IDLE_MIN_KEEP_MS", settings.idle_min_keep_ms), drain, "ends a drain first"),
+        (("SLIPRING_CLOSE_SPREAD_MS", settings.close_spread_ms), drain, "ends a drain first"),
     ];
+    if settings.user_timeout_ms > 0 {
+        let stall = ("SLIPRING_WRITE_STALL_MS", settings.write_stall_ms);
+        let kernels = ("SLIPRING_USER_TIMEOUT_MS", settings.user_timeout_ms);
+        pairs.push((stall, kernels, "ends a connection first whose peer takes nothing"));
+    }
     if settings.min_rate_bytes_per_s > 0 {
         let grace = ("SLIPRING_MIN_RATE_GRACE_MS", settings.min_rate_grace_ms);
         pairs.push((grace, message, "ends a slow message first"));

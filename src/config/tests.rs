@@ -326,6 +326,11 @@ fn explain_warns_of_what_is_probably_not_meant() {
     warned(Config::default().min_rate_grace_ms(30_001), "SLIPRING_MIN_RATE_GRACE_MS");
     warned(Config::default().lifetime_ms(70_000), "SLIPRING_IDLE_MS = 75000 is above");
     warned(Config::default().lameduck_ms(25_000), "SLIPRING_LAMEDUCK_MS");
+    warned(Config::default().write_stall_ms(60_001), "SLIPRING_WRITE_STALL_MS = 60001 is above");
+    warned(Config::default().new_grace_ms(25_001), "SLIPRING_NEW_GRACE_MS = 25001 is above");
+    warned(Config::default().idle_min_keep_ms(25_001), "SLIPRING_IDLE_MIN_KEEP_MS");
+    warned(Config::default().close_spread_ms(25_001), "SLIPRING_CLOSE_SPREAD_MS");
+    warned(Config::default().force_grace_ms(2_501), "SLIPRING_FORCE_GRACE_MS = 2501 is above");
     warned(Config::default().idle_ms(0), "SLIPRING_IDLE_MS=\"0\" (code): out of bounds");
 }
 

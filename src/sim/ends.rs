@@ -8,8 +8,9 @@ use std::time::Duration;
 use super::World;
 use super::hands::{Gate, Heard, connect, entry, finish, say, settle};
 use super::peer::{Fate, Peer};
-use super::rig::Rig;
+use super::rig::{Rig, place};
 use crate::config::Config;
+use crate::post::Message;
 use crate::report::CloseReason;
 use crate::time::sleep;
 use crate::token::Kind;
@@ -133,4 +134,21 @@ fn whom_a_deadline_or_a_drain_ends_gets_a_fin_though_input_is_unread() {
         assert_eq!(rig.stats().closed.get(reason), 1, "{:?}", rig.stats().closed);
         assert_eq!(rig.world.borrow().past()[0].fate, Fate::Fin, "{reason:?}");
     }
+}
+
+/// Whatever another thread was told is accepted is begun, or counted.
+#[test]
+fn tasks_of_other_threads_that_are_never_begun_are_counted() {
+    let rig = Rig::by_hand(Config::default().tasks_max(5), Heard::default().reads_all());
+    let spawn = || {
+        let message = Message::Spawn(place(), Box::new(|| Box::pin(std::future::pending())));
+        rig.core.borrow_mut().post.mailbox.post(message).expect("the core is up");
+    };
+    (0..7).for_each(|_| spawn());
+    settle(&rig);
+    assert_eq!((rig.stats().tasks, rig.stats().tasks_refused), (5, 2));
+    (0..3).for_each(|_| spawn());
+    rig.world.borrow_mut().orders.by_hand = false;
+    rig.drain(0);
+    assert_eq!((rig.stats().tasks_forced, rig.stats().tasks_refused), (5, 5));
 }
