@@ -240,10 +240,12 @@ impl Seat {
 
     fn stuck(&self) -> CoreReport {
         let task = self.counters.running.get();
+        let closes = Phase::of(self.counters.phase.get()) == Phase::Down;
+        let otherwise = if closes { "none: it closes its connections" } else { "none" };
         CoreReport {
             cpu: self.cpu,
             stats: self.counters.snapshot(),
-            stuck: Some(task.map_or_else(|| "none".to_owned(), ToString::to_string)),
+            stuck: Some(task.map_or_else(|| otherwise.to_owned(), ToString::to_string)),
             mismatches: self.counters.findings(),
             ..CoreReport::default()
         }

@@ -66,6 +66,8 @@ pub(crate) struct Drain {
     phase: Phase,
     begun_ns: u64,
     deadline_ns: u64,
+    /// How long it takes to end all connections that there were when it was ordered.
+    crowd_ns: u64,
     /// Until then connections are still accepted though no new ones are wanted.
     hold_until_ns: Option<u64>,
     /// When each phase was entered, in the order of [`Phase`].
@@ -79,6 +81,7 @@ impl Drain {
             phase: Phase::Running,
             begun_ns: 0,
             deadline_ns: u64::MAX,
+            crowd_ns: 0,
             hold_until_ns: None,
             entered_ns: [0; PHASES],
         }
@@ -108,6 +111,11 @@ impl Drain {
             self.enter(Phase::LameDuck, now_ns);
         }
         self.deadline_ns = self.deadline_ns.min(deadline_ns);
+    }
+
+    /// There are so many connections to be ended in time.
+    pub(crate) fn expect(&mut self, connections: usize) {
+        self.crowd_ns = (connections as u64).saturating_mul(END_NS);
     }
 
     /// One core of a server that goes on leaves: there is nobody to be told that it is a lame duck.
@@ -219,12 +227,17 @@ impl Drain {
         self.begun_ns.saturating_add(self.plan.lameduck_ns)
     }
 
-    /// The grace lies before the deadline, and takes at most a tenth of the whole.
+    /// The grace lies before the deadline, and takes at most a tenth of the whole; so does the time
+    /// that it takes to end a crowd.
     fn force_ns(&self) -> u64 {
-        let whole_ns = self.deadline_ns.saturating_sub(self.begun_ns);
-        self.deadline_ns.saturating_sub(self.plan.force_grace_ns.min(whole_ns / 10))
+        let tenth_ns = self.deadline_ns.saturating_sub(self.begun_ns) / 10;
+        let lead_ns = self.plan.force_grace_ns.min(tenth_ns) + self.crowd_ns.min(tenth_ns);
+        self.deadline_ns.saturating_sub(lead_ns)
     }
 }
+
+/// What it takes to end a connection, with some to spare: most of it is the kernel's FIN.
+const END_NS: u64 = 25_000;
 
 pub(crate) const PHASES: usize = Phase::Down as usize + 1;
 
@@ -247,6 +260,17 @@ mod tests {
         drain.order(5, 1_000_000);
         let passed = phases(&mut drain, 5, EMPTY);
         assert_eq!(passed, [Phase::StopAccept, Phase::DrainConnections, Phase::Down]);
+    }
+
+    #[test]
+    fn a_crowd_is_forced_earlier_by_what_it_takes_to_end_it_and_a_tenth_at_most() {
+        for (connections, force_ns) in [(0, 9_900_000), (4, 9_800_000), (1_000_000, 8_900_000)] {
+            let mut drain = Drain::new(Plan { force_grace_ns: 100_000, ..PLAN });
+            drain.expect(connections);
+            drain.order(0, 10_000_000);
+            phases(&mut drain, 0, BUSY);
+            assert_eq!(drain.next_ns(), Some(force_ns), "{connections}");
+        }
     }
 
     #[test]

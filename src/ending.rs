@@ -33,6 +33,7 @@ impl Core {
         let all_ns = self.control.deadline_ns();
         let deadline_ns = all_ns.min(self.retire_ns);
         if deadline_ns < self.drain.deadline_ns() {
+            self.drain.expect(self.table.len());
             if all_ns == u64::MAX {
                 self.retired = true;
                 self.drain.retire(self.now_ns, deadline_ns);

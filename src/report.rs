@@ -152,8 +152,8 @@ pub struct CoreReport {
     pub detached_tasks: Vec<TaskCount>,
     /// The oldest connection that was still there when the drain had no time left.
     pub oldest_survivor: Option<ConnectionInfo>,
-    /// Where the task was spawned that kept the core from answering, if it did not answer. Its
-    /// connections are still in `stats.live`.
+    /// Where the task was spawned that kept the core from answering in time, if it did not; `none:
+    /// it closes its connections` where they are too many for that. They are in `stats.live`.
     pub stuck: Option<String>,
     /// The error or panic that ended the core, if it did not end by a drain.
     pub failure: Option<String>,

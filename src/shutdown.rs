@@ -44,11 +44,13 @@ impl CoreCell {
         guarded(move || drop(handlers));
     }
 
+    /// Time is up for all: each connection is told, and those that end leave at once.
     fn force_all(self: &Rc<CoreCell>) {
         let left = self.borrow_mut().table.ids().collect::<Vec<_>>();
-        for id in left {
-            self.borrow_mut().note_survivor(id);
-            self.borrow_mut().end(id, CloseReason::Forced);
+        for piece in left.chunks(PIECE) {
+            let mut core = self.borrow_mut();
+            piece.iter().for_each(|id| core.force(*id));
+            core.hear(Wait::No);
         }
     }
 
@@ -64,13 +66,7 @@ impl CoreCell {
                 break;
             }
             core.close_released();
-            core.flush_outputs();
-            let _ = core.driver.enter(Wait::AtMostNs(NS_PER_MS));
-            let mut completions = Vec::new();
-            core.driver.reap(&mut completions, usize::MAX);
-            for completion in completions {
-                core.dispatch(completion);
-            }
+            core.hear(Wait::AtMostNs(NS_PER_MS));
         }
     }
 
@@ -103,6 +99,32 @@ impl CoreCell {
 }
 
 impl Core {
+    /// Ends a connection in the cheapest way, as there may be very many: the close says to the peer
+    /// that it is over, and only a send in flight has to be cut off before.
+    fn force(&mut self, id: Id) {
+        self.note_survivor(id);
+        let Some(entry) = self.table.get_mut(id) else { return };
+        entry.ended.get_or_insert(CloseReason::Forced);
+        if let Some(socket) = entry.socket.as_ref().filter(|_| entry.sending_bytes > 0) {
+            socket.shut(Shut::Both);
+        }
+        let (unsent, unread) = (entry.abandon_output(), entry.discard_input());
+        self.counters.bytes_abandoned.add(unsent as u64);
+        self.memory.give_back(unsent + unread);
+        self.tell_watchers(id);
+        self.advance_close(id);
+    }
+
+    /// Submits what is queued, and hears what has ended.
+    fn hear(&mut self, wait: Wait) {
+        let _ = self.driver.enter(wait);
+        let mut completions = Vec::new();
+        self.driver.reap(&mut completions, usize::MAX);
+        for completion in completions {
+            self.dispatch(completion);
+        }
+    }
+
     fn quiesce(&mut self) {
         let (limit, mut last) = (Duration::from_nanos(SHUT_DOWN_LIMIT_NS), Vec::new());
         let leaked = self.driver.quiesce(limit, &mut last);
@@ -155,5 +177,7 @@ impl Core {
 
 /// How long a core that is down waits for the last completions before it leaks; twice at most.
 const SHUT_DOWN_LIMIT_NS: u64 = 30 * NS_PER_MS;
+/// How many connections are ended before the kernel is heard again.
+const PIECE: usize = 512;
 /// A default receive buffer of the kernel holds no more (tcp(7), `tcp_rmem`).
 pub(crate) const UNREAD_MAX: usize = 1 << 20;

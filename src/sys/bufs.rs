@@ -5,7 +5,6 @@
 //! again. The memory outlives every lease, and the driver leaks it rather than freeing it when it
 //! could not see the end of every operation (see `Uring::drop`).
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io;
@@ -16,10 +15,13 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use io_uring::types::BufRingEntry;
 
-/// The memory of a core's receive buffers and the account of who has which.
+use super::pages::Pages;
+
+/// The memory of a core's receive buffers and the account of who has which. It goes with the last
+/// lease, each of which holds the pool; and the driver forgets its own hold on the pool unless it
+/// has seen the end of every operation, so the kernel does not write any more.
 pub(crate) struct Pool {
-    memory: NonNull<u8>,
-    layout: Layout,
+    memory: Pages,
     buffer_bytes: u32,
     /// The id of its first buffer: a core's pools share the range of ids.
     first: u16,
@@ -42,27 +44,20 @@ enum Place {
 }
 
 impl Pool {
-    /// Allocates `buffers` (a power of two up to 2^15) of `buffer_bytes` each, all returned. Their
-    /// ids count from `first`.
+    /// Makes `buffers` (a power of two up to 2^15) of `buffer_bytes` each, all returned. Their ids
+    /// count from `first`. They take up memory once they are used.
     pub(crate) fn new(first: u16, buffers: u16, buffer_bytes: u32) -> io::Result<Rc<Pool>> {
-        let bytes = usize::from(buffers) * buffer_bytes as usize;
-        let layout = Layout::from_size_align(bytes, PAGE_BYTES).map_err(io::Error::other)?;
-        if layout.size() == 0 {
-            return Err(io::Error::from(io::ErrorKind::InvalidInput));
-        }
-        // SAFETY: the layout's size was just checked to be non-zero.
-        let memory = unsafe { alloc_zeroed(layout) };
-        let memory = NonNull::new(memory).ok_or(io::ErrorKind::OutOfMemory)?;
+        let memory = Pages::new(usize::from(buffers) * buffer_bytes as usize)?;
         let places = vec![Place::Returned; usize::from(buffers)];
         // The kernel takes from the front: start it with the lowest buffers.
         let returned = (0..buffers).rev().collect();
         let books = RefCell::new(Books { places, returned });
         let leased = Cell::new(0);
-        Ok(Rc::new(Pool { memory, layout, buffer_bytes, first, books, leased }))
+        Ok(Rc::new(Pool { memory, buffer_bytes, first, books, leased }))
     }
 
     pub(crate) fn buffers(&self) -> u32 {
-        (self.layout.size() / self.buffer_bytes as usize) as u32
+        (self.memory.bytes() / self.buffer_bytes as usize) as u32
     }
 
     pub(crate) fn buffer_bytes(&self) -> u32 {
@@ -113,9 +108,9 @@ impl Pool {
     /// Where a buffer is, by its place in the pool.
     fn address(&self, buffer: u16) -> NonNull<u8> {
         let offset = usize::from(buffer) * self.buffer_bytes as usize;
-        assert!(offset < self.layout.size());
-        // SAFETY: the offset was just checked to lie inside the allocation.
-        unsafe { self.memory.add(offset) }
+        assert!(offset < self.memory.bytes());
+        // SAFETY: the offset was just checked to lie inside the mapping.
+        unsafe { self.memory.address().add(offset) }
     }
 
     /// Plays the kernel in the simulator: writes into a buffer that the kernel has.
@@ -145,15 +140,6 @@ impl fmt::Debug for Pool {
             .field("buffer_bytes", &self.buffer_bytes)
             .field("leased", &self.leased())
             .finish_non_exhaustive()
-    }
-}
-
-impl Drop for Pool {
-    fn drop(&mut self) {
-        // SAFETY: allocated with this layout in `new`. No lease is left, as each holds the pool;
-        // nor is the kernel writing, as the driver forgets its own hold on the pool unless it has
-        // seen the end of every operation.
-        unsafe { dealloc(self.memory.as_ptr(), self.layout) };
     }
 }
 
@@ -216,25 +202,25 @@ impl fmt::Debug for Lease {
 /// The ring through which returned buffers reach the kernel (`io_uring_register_buf_ring(3)`).
 #[derive(Debug)]
 pub(crate) struct BufRing {
-    entries: NonNull<BufRingEntry>,
-    layout: Layout,
+    /// The driver drops it only after the ring was unregistered and every operation has ended, and
+    /// forgets it otherwise.
+    entries: Pages,
     tail: u16,
     pool: Rc<Pool>,
 }
 
 impl BufRing {
     pub(crate) fn new(pool: Rc<Pool>) -> io::Result<BufRing> {
-        let layout = Layout::array::<BufRingEntry>(pool.buffers() as usize)
-            .and_then(|layout| layout.align_to(PAGE_BYTES))
-            .map_err(io::Error::other)?;
-        // SAFETY: a pool has at least one buffer, so the layout's size is not zero.
-        let memory = unsafe { alloc_zeroed(layout) };
-        let entries = NonNull::new(memory.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(BufRing { entries, layout, tail: 0, pool })
+        let entries = Pages::new(pool.buffers() as usize * size_of::<BufRingEntry>())?;
+        Ok(BufRing { entries, tail: 0, pool })
+    }
+
+    fn entries(&self) -> NonNull<BufRingEntry> {
+        self.entries.address().cast()
     }
 
     pub(crate) fn address(&self) -> u64 {
-        self.entries.as_ptr() as u64
+        self.entries().as_ptr() as u64
     }
 
     pub(crate) fn pool(&self) -> &Rc<Pool> {
@@ -247,7 +233,7 @@ impl BufRing {
             return;
         }
         let mask = self.pool.buffers() as u16 - 1;
-        let (entries, pool, tail) = (self.entries, &self.pool, &mut self.tail);
+        let (entries, pool, tail) = (self.entries(), &self.pool, &mut self.tail);
         pool.give_all(|id| {
             // SAFETY: masked by the number of entries, a power of two.
             let entry = unsafe { entries.add(usize::from(*tail & mask)) };
@@ -260,7 +246,7 @@ impl BufRing {
             *tail = tail.wrapping_add(1);
         });
         // SAFETY: the first entry of a ring is where its tail lives.
-        let published = unsafe { BufRingEntry::tail(self.entries.as_ptr()) };
+        let published = unsafe { BufRingEntry::tail(self.entries().as_ptr()) };
         // SAFETY: aligned, alive as long as `self`, and only ever accessed atomically.
         let published = unsafe { AtomicU16::from_ptr(published.cast_mut()) };
         // Release: the entries must be seen before the tail that covers them.
@@ -268,19 +254,8 @@ impl BufRing {
     }
 }
 
-impl Drop for BufRing {
-    fn drop(&mut self) {
-        // SAFETY: allocated with this layout in `new`; the driver drops this only after the ring
-        // was unregistered and every operation has ended, and forgets it otherwise.
-        unsafe { dealloc(self.entries.as_ptr().cast(), self.layout) };
-    }
-}
-
 /// More bytes than this are not copied out of a buffer, however short the pool is.
 const COPY_BYTES_MAX: u32 = 16 * 1024;
-
-/// The kernel wants the buffer ring on a page of its own; some machines have pages of this size.
-const PAGE_BYTES: usize = 65536;
 
 #[cfg(test)]
 mod tests {

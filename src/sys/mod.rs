@@ -8,6 +8,7 @@ pub(crate) mod clock;
 pub(crate) mod filter;
 pub(crate) mod gather;
 pub(crate) mod limits;
+mod pages;
 pub(crate) mod place;
 pub(crate) mod probe;
 pub(crate) mod signal;
