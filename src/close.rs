@@ -105,6 +105,12 @@ impl Core {
             entry.unacknowledged = socket.unsent_bytes() > 0;
             socket.shut(Shut::Write);
         }
+        if graceful && entry.receive == Receive::Armed && self.has_to_linger(id) {
+            // What is armed already need not be armed anew.
+            self.linger(id);
+            return;
+        }
+        let Some(entry) = self.table.get_mut(id) else { return };
         if entry.receive == Receive::Parked {
             entry.receive = Receive::Off;
         }
@@ -114,19 +120,12 @@ impl Core {
         if entry.in_flight > 0 {
             return;
         }
+        if graceful && self.has_to_linger(id) {
+            self.linger(id);
+            return;
+        }
+        let Some(entry) = self.table.get_mut(id) else { return };
         if let Some(socket) = &entry.socket {
-            // Input that comes to a closed socket resets it, and destroys what the peer has not
-            // taken yet; so the close waits while there is the one or the other.
-            let unread = || entry.unread_seen || entry.unacknowledged || socket.unread_bytes() > 0;
-            if graceful
-                && !entry.eof
-                && entry.linger == Linger::NotYet
-                && self.settings.linger_ms > 0
-                && unread()
-            {
-                self.linger(id);
-                return;
-            }
             if entry.ended.is_some_and(CloseReason::resets) {
                 // A FIN behind data that the peer does not take would not reach it either.
                 socket.abort_on_close();
@@ -141,15 +140,27 @@ impl Core {
         }
     }
 
+    /// Input that comes to a closed socket resets it, and destroys what the peer has not taken yet;
+    /// so the close waits while there is the one or the other.
+    fn has_to_linger(&self, id: Id) -> bool {
+        let Some(entry) = self.table.get(id) else { return false };
+        let Some(socket) = &entry.socket else { return false };
+        let unread = || entry.unread_seen || entry.unacknowledged || socket.unread_bytes() > 0;
+        let may = !entry.eof && entry.linger == Linger::NotYet && self.settings.linger_ms > 0;
+        may && unread()
+    }
+
     fn linger(&mut self, id: Id) {
         let Some(entry) = self.table.get_mut(id) else { return };
         entry.linger = Linger::Now;
         let (until_ms, mark) = (self.now_ms + self.settings.linger_ms, u64::MAX);
         entry.lingering = Some(Box::new(Lingering { until_ms, mark, bytes: 0 }));
-        entry.receive = Receive::Off;
+        let armed = entry.receive == Receive::Armed;
         self.note_lingering(id);
         self.arm_linger(id);
-        self.arm_receive(id);
+        if !armed {
+            self.arm_receive(id);
+        }
     }
 
     /// Reminds us to look again, soon if an acknowledgement is all that is missing.

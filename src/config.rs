@@ -155,7 +155,8 @@ variables! {
         HEARTBEAT_TIMEOUT_MS heartbeat_timeout_ms: u64 = 5_000, [milliseconds: 1..=3_600_000];
 
         /// How long unread input is read and thrown away after our FIN, so that the peer gets the
-        /// last response and no reset.
+        /// last response and no reset; longer while the peer takes output that is left, no slower
+        /// than `SLIPRING_MIN_RATE_BYTES_PER_S`.
         LINGER_MS linger_ms: u64 = 2_000, [milliseconds: 0 = off, 1..=60_000];
 
         /// The most unread input that is thrown away so; a peer that sends more is reset.

@@ -198,7 +198,9 @@ impl Tasks {
             // A task that is being polled further up the stack is not polled again.
             let Some(body) = task.body.take() else { continue };
             // From here on a wake-up of another thread is news again.
-            body.remote.posted.swap(false, Ordering::AcqRel);
+            if body.remote.posted.load(Ordering::Acquire) {
+                body.remote.posted.swap(false, Ordering::AcqRel);
+            }
             self.running = Some((id, identity(&body.waker)));
             return Some((id, task.scope, task.place, body));
         }

@@ -17,13 +17,13 @@ use std::fmt;
 #[cfg(not(loom))]
 use std::sync::{
     Mutex,
-    atomic::{AtomicBool, Ordering::SeqCst},
+    atomic::{AtomicBool, Ordering::Release, Ordering::SeqCst},
 };
 
 #[cfg(loom)]
 use loom::sync::{
     Mutex,
-    atomic::{AtomicBool, Ordering::SeqCst},
+    atomic::{AtomicBool, Ordering::Release, Ordering::SeqCst},
 };
 
 /// What wakes a core that is blocked in the kernel.
@@ -106,7 +106,8 @@ impl<M, B: Bell> Mailbox<M, B> {
 
     /// Says that the core is up again; senders need not ring.
     pub(crate) fn wake_up(&self) {
-        self.asleep.store(false, SeqCst);
+        // Who still sees it asleep rings in vain.
+        self.asleep.store(false, Release);
     }
 
     /// Refuses all further messages and returns those that came too late.

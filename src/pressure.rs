@@ -148,7 +148,9 @@ impl Core {
         let (short, idle_ms, now_ms) =
             (self.pressure.places_short > 0, self.pressure.idle_ms, self.now_ms);
         let Some(entry) = self.table.get(id) else { return false };
-        if entry.ended.is_some() || entry.is_closing() || entry.quiet_ms(now_ms) < idle_ms {
+        // One whose handler has finished lingers, or has output that its peer does not take.
+        let lingers = entry.is_closing() && entry.queued_bytes() == 0;
+        if entry.ended.is_some() || lingers || entry.quiet_ms(now_ms) < idle_ms {
             return false;
         }
         if entry.holds_bytes() {
