@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use common::peer::{ANY, MB, PIECE, Peer, Until, ask, bytes, exchange, tcp_addrs};
-use common::{config, connect, echo, echo_server, limit, settle, start, wait_until};
+use common::{config, connect, echo, echo_server, limit, not_run, settle, start, wait_until};
 use slipring::{CloseReason, Connection, Result, Server};
 use socket2::{Domain, Socket, Type};
 
@@ -277,7 +277,7 @@ fn unix_sockets_and_ipv6_echo_too() {
     if ipv6 {
         server = server.listen("[::1]:0", echo);
     } else {
-        eprintln!("no IPv6 on this machine: that part is skipped");
+        not_run("unix_sockets_and_ipv6_echo_too", "this machine has no IPv6");
     }
     let running = server.start().expect("start");
     let mut peers = Vec::new();

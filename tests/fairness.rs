@@ -15,7 +15,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{config, connect, first_cpus, length, limit, settle, start, wait_until};
+use common::{config, connect, first_cpus, length, limit, not_run, settle, start, wait_until};
 use slipring::{Config, Connection, Running, Server};
 
 /// Case 9, with all buffers: one connection that floods as fast as loopback goes, and a hundred
@@ -100,7 +100,7 @@ fn compare(what: &str, load: impl Fn(SocketAddr, &AtomicBool) + Sync) {
     if seen.iter().any(|(_, _, others)| *others < OTHERS_MAX) {
         assert!(good, "{what}: p99 with the load on the core, and beside it: {seen:?}");
     } else if !good {
-        eprintln!("NOT RUN: {what}: others keep the CPUs busy: {seen:?}");
+        not_run(what, format!("others keep the CPUs busy: {seen:?}"));
         assert!(seen.iter().all(|(on, ..)| *on < limit(200)), "{what}: {seen:?}");
     }
     drop(clients);

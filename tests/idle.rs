@@ -79,16 +79,12 @@ fn ten_thousand_idle_connections_cost_nothing_but_a_kibibyte_each() {
 
 /// As many as the hard limit on descriptors allows, with some left for everything else.
 fn connections_possible() -> usize {
-    let limits = fs::read_to_string("/proc/self/limits").expect("the kernel tells the limits");
-    let line = limits.lines().find(|line| line.starts_with("Max open files"));
-    let hard = line.and_then(|line| line.split_whitespace().nth(4)).expect("proc(5) has this line");
-    let hard: usize = hard.parse().unwrap_or(usize::MAX);
+    let hard = common::fds_max();
     // The server asks for a fifth more than it gets, because the cores' shares are unequal.
     let possible = hard.saturating_sub(DESCRIPTORS_SPARE) / 6 * 5;
     if possible < CONNECTIONS {
-        eprintln!(
-            "idle: NOT with {CONNECTIONS} but with {possible} connections: `ulimit -Hn` is {hard}"
-        );
+        let why = format!("the limit on descriptors, {hard}, allows no more than {possible}");
+        common::not_run(&format!("{CONNECTIONS} connections"), why);
     }
     assert!(possible >= 100, "the hard limit on descriptors, {hard}, leaves nothing to measure");
     possible.min(CONNECTIONS)

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::child::{self, Process, again};
-use common::{config, connect, echo, first_cpus, late, limit, settle, start, wait_until};
+use common::{config, connect, echo, first_cpus, late, limit, not_run, settle, start, wait_until};
 use slipring::{CloseReason, Connection, Overload, Server};
 use socket2::{Domain, SockRef, Socket, Type};
 
@@ -141,7 +141,7 @@ fn one_address_gets_its_connections_and_no_more_and_others_theirs() {
             connects += 12;
             clients.extend(group);
         } else {
-            eprintln!("NOT RUN: this machine has no IPv6, so its networks were not counted");
+            not_run("networks of IPv6", "this machine has no IPv6");
         }
         drop(clients);
         wait_until("all are gone", || running.handle().stats().total().live == 0);

@@ -11,7 +11,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::child::{self, Process, again};
-use common::{config, connect, first_cpus, free_address, late, limit, open_fds, start, wait_until};
+use common::{
+    config, connect, first_cpus, free_address, late, limit, not_run, open_fds, start, wait_until,
+};
 use slipring::{Config, Connection, Server};
 use socket2::SockRef;
 
@@ -114,7 +116,7 @@ fn hundreds_of_servers_in_one_process_leak_nothing() {
     const TEST: &str = "hundreds_of_servers_in_one_process_leak_nothing";
     if child::role().is_none() {
         let command = again(TEST, "nobody", &["sh", "-c", "ulimit -l 1024; exec \"$0\" \"$@\""]);
-        child::run_as_nobody(command);
+        child::run_as_nobody(TEST, command);
         return;
     }
     let one_core = || config().cpus(&first_cpus(1));
@@ -150,8 +152,7 @@ fn when_a_core_fails_the_others_drain_and_the_exit_status_says_so() {
         return serve(&addr);
     }
     if thread::available_parallelism().is_ok_and(|cpus| cpus.get() < 2) {
-        eprintln!("processes: NOT RUN: a core that fails beside others needs two CPUs");
-        return;
+        return not_run(TEST, "a core that fails beside others needs two CPUs");
     }
     for round in 0..5 * common::length() {
         let addr = free_address();
