@@ -24,8 +24,9 @@ use slipring::{CloseReason, Config, Connection, DrainReport, ErrorKind, Handle, 
 fn an_empty_server_drains_at_once() {
     let _turn = turn();
     let (running, _) = echo_server(config());
-    let (report, took) = drain(&running.handle(), 10_000);
-    assert!(took.within(0, 50), "{took:?} {report}");
+    let (report, took) = drain(&running.handle(), 300_000);
+    println!("an empty server has drained in {took:?}");
+    assert!(took.within(0, 20), "{took:?} {report}");
     assert_eq!(report.total().accepted, 0);
 }
 
@@ -172,14 +173,14 @@ fn connections_that_wait_in_the_kernels_queue_are_served_or_closed_but_not_reset
     let (running, addr) = echo_server(config);
     let mut first = connect(addr);
     ask(&mut first, b"x");
-    let mut queued: Vec<_> = (0..50).map(|_| connect(addr)).collect();
+    let mut queued: Vec<_> = (0..100).map(|_| connect(addr)).collect();
     queued.iter_mut().step_by(2).for_each(|client| client.write_all(b"y").expect("send"));
     let (report, _) = drain(&running.handle(), 5_000);
     assert_eq!(end_of(&mut first), Ok(0));
     for (n, client) in queued.iter_mut().enumerate() {
         assert_eq!(end_of(client), Ok((n + 1) % 2), "number {n}: {report}");
     }
-    assert_eq!(report.total().accepted, 51, "{report}");
+    assert_eq!(report.total().accepted, 101, "{report}");
     assert!(report.total().accept_pauses > 0);
 }
 

@@ -55,6 +55,7 @@ fn a_killed_server_is_up_again_at_once() {
     took.sort_unstable();
     let (half, last) = (took[took.len() / 2], took[took.len() - 1]);
     println!("{} times killed and up again: median {half:?}, max {last:?}", took.len());
+    assert!(half < limit(100) + late::allowance(), "{took:?}");
 }
 
 /// Scenario 34. What only looks never joins the listeners of a port, where it would take
@@ -190,7 +191,7 @@ fn when_a_core_fails_the_others_drain_and_the_exit_status_says_so() {
 #[test]
 fn a_server_that_was_paused_ends_no_peer_that_answers() {
     const TEST: &str = "a_server_that_was_paused_ends_no_peer_that_answers";
-    const PEERS: usize = 500;
+    const PEERS: usize = 1_000;
     if let Some(addr) = child::role() {
         return serve(&addr);
     }
@@ -213,7 +214,8 @@ fn a_server_that_was_paused_ends_no_peer_that_answers() {
     }
     server.signal(libc::SIGTERM);
     let words = server.line_after("served ");
-    assert!(words.contains("drained        500") && !words.contains("heartbeat"), "{words}");
+    assert!(words.contains(&format!("{:<15}{PEERS}", "drained")), "{words}");
+    assert!(!words.contains("heartbeat"), "{words}");
     println!("asked {asked} times: {words}");
 }
 

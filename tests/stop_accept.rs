@@ -7,14 +7,13 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use common::load::{Load, Outcome, Outcomes, answer_one};
+use common::load::{Load, Outcome, Outcomes, answer_one, attach_filter, may_filter};
 use common::{config, length, limit, not_run, start, wait_until};
 use slipring::{Config, DrainReport, Server, StopMethod};
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{Domain, Socket, Type};
 
 /// Scenario 3, with the privilege; scenario 6: who is served is in the books; scenario 23: nobody
 /// connects to a listener that nobody serves.
@@ -157,23 +156,6 @@ fn close_plain_listeners_under_load() -> Arc<Outcomes> {
     stop.store(true, SeqCst);
     threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
     load.stop()
-}
-
-/// Whether this process may attach a filter to a listener, as the test needs it.
-fn may_filter(test: &str) -> bool {
-    let attached = attach_filter();
-    if let Err(error) = &attached {
-        not_run(test, format!("a filter on a listener: {error}"));
-    }
-    attached.is_ok()
-}
-
-/// Attaches a filter to a listener.
-fn attach_filter() -> std::io::Result<()> {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    // Lets everything through.
-    let program = [socket2::SockFilter::new(0x06, 0, 0, u32::MAX)];
-    SockRef::from(&listener.as_fd()).attach_filter(&program)
 }
 
 /// One at a time.
