@@ -204,19 +204,6 @@ fn under_pressure_who_lingers_goes_first_and_the_active_stay() {
     settle(running, 40 + 20 + 20 + 16 + 40);
 }
 
-/// Case 1: a burst of far more connects than the completion queue has entries.
-#[test]
-fn a_burst_of_four_times_the_completion_queue_is_all_accepted() {
-    let _turn = turn();
-    let config = config().cpus(&first_cpus(1)).sq_entries(8).cq_entries(64).completion_budget(16);
-    let (running, addr) = start(Server::new(config).listen("127.0.0.1:0", echo));
-    let clients: Vec<_> = (0..256).map(|_| ask(addr)).collect();
-    let fates = clients.iter().map(end);
-    assert_eq!(fates.filter(|fate| *fate == Fate::Answered).count(), 256);
-    drop(clients);
-    settle(running, 256);
-}
-
 /// Cases 4 and 7: clients that reset, before the accept or after it, by the thousand.
 #[test]
 fn thousands_of_connects_that_reset_at_once_leave_nothing() {
