@@ -1,16 +1,16 @@
 //! Connections that no core has accepted: what becomes of them while their core does not come back,
 //! after that, and in a drain.
 //!
-//! 1. A core, or each of two, is in a loop that a test ends.
+//! 1. A core, or each of two, is held by a task that does not return before the test wants it to.
 //! 2. Clients connect, which the kernel does by itself, and wait in the queues of the listeners.
-//! 3. The loop ends, or a drain begins first; each client says how it went.
+//! 3. The task returns, or a drain begins first; each client says how it went.
 
 mod common;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use common::{config, connect, echo, first_cpus, late, limit, settle, start, wait_until};
@@ -110,42 +110,33 @@ enum Fate {
     Waiting,
 }
 
-/// Cores that are in a loop, until they are let go.
-struct Held(Arc<AtomicBool>);
+/// Cores that do nothing but wait, until they are let go.
+struct Held(Vec<Sender<()>>);
 
 impl Held {
     fn all(handle: &Handle) -> Held {
-        let held = Held(Arc::default());
-        (0..handle.stats().cores().len()).for_each(|core| held.hold(handle, core));
-        held
+        Held((0..handle.stats().cores().len()).map(|core| hold(handle, core)).collect())
     }
 
     fn core(handle: &Handle, core: usize) -> Held {
-        let held = Held(Arc::default());
-        held.hold(handle, core);
-        held
+        Held(vec![hold(handle, core)])
     }
 
-    fn hold(&self, handle: &Handle, core: usize) {
-        let (over, there) = (Arc::clone(&self.0), Arc::new(AtomicBool::new(false)));
-        let arrived = Arc::clone(&there);
-        let hold = move || async move {
-            arrived.store(true, SeqCst);
-            while !over.load(SeqCst) {
-                std::hint::spin_loop();
-            }
-        };
-        handle.spawn_on(core, hold).expect("it is up");
-        wait_until("the core is in the loop", || there.load(SeqCst));
+    fn let_go(self) {
+        drop(self.0);
     }
-
-    fn let_go(self) {}
 }
 
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.0.store(true, SeqCst);
-    }
+/// Holds the core until what it returns is dropped. It takes no CPU from those who connect.
+fn hold(handle: &Handle, core: usize) -> Sender<()> {
+    let ((arrive, arrived), (release, released)) = (channel(), channel());
+    let hold = move || async move {
+        arrive.send(()).expect("the test waits for it");
+        let _ = released.recv();
+    };
+    handle.spawn_on(core, hold).expect("it is up");
+    arrived.recv_timeout(limit(10_000)).expect("it is held");
+    release
 }
 
 /// How many wait at each listener of that port, the fewest first (proc(5)): what a listener has to
@@ -189,13 +180,13 @@ fn end_of(mut client: &TcpStream) -> Fate {
     }
 }
 
-/// One at a time: each keeps CPUs busy.
+/// One at a time: one measures time.
 fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     late::watch();
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// More threads than CPUs take turns, which the kernel sees to.
+/// Two cores, on whatever CPUs there are.
 const TWO: &str = "0-1";
 const ROUNDS: u64 = 5;
