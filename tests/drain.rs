@@ -23,11 +23,15 @@ use slipring::{CloseReason, Config, Connection, DrainReport, ErrorKind, Handle, 
 #[test]
 fn an_empty_server_drains_at_once() {
     let _turn = turn();
-    let (running, _) = echo_server(config());
-    let (report, took) = drain(&running.handle(), 300_000);
-    println!("an empty server has drained in {took:?}");
-    assert!(took.within(0, 20), "{took:?} {report}");
-    assert_eq!(report.total().accepted, 0);
+    let drains = (0..5).map(|_| {
+        let (running, _) = echo_server(config());
+        let (report, took) = drain(&running.handle(), 300_000);
+        assert_eq!(report.total().accepted, 0);
+        took
+    });
+    let mut took: Vec<_> = drains.collect();
+    took.sort_by_key(|took| took.elapsed);
+    assert!(took[2].within(0, 20), "{took:?}");
 }
 
 /// Scenario 7.
