@@ -301,6 +301,40 @@ fn a_peer_that_has_ended_its_side_still_gets_a_late_answer() {
     assert_eq!((total.closed.get(CloseReason::Finished), total.panics), (20, 0));
 }
 
+/// Scenario 48: an end that has been read is no news any more, however long the answer takes.
+#[test]
+fn a_peer_that_has_ended_its_side_costs_nothing_while_its_answer_is_late() {
+    const LATE: Duration = Duration::from_millis(200);
+    let before = Arc::new(Mutex::new(Vec::new()));
+    let told = Arc::clone(&before);
+    let handler = move |mut conn: Connection| {
+        let told = Arc::clone(&told);
+        async move {
+            while conn.recv().await?.is_some() {}
+            told.lock().expect("no panic").push(Instant::now());
+            sleep(LATE).await;
+            conn.write(b"late").await
+        }
+    };
+    let (running, addr) = start(Server::new(one_core()).listen(ANY, handler));
+    let handle = running.handle();
+    for round in 0..5 {
+        let mut stream = connect(addr);
+        stream.write_all(b"x").expect("send");
+        stream.shutdown(Shutdown::Write).expect("half-close");
+        wait_until("the end is read", || before.lock().expect("no panic").len() > round);
+        let (stats, since) = (handle.stats().total(), before.lock().expect("no panic")[round]);
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).expect("the late answer");
+        assert!(answer == b"late" && since.elapsed() >= LATE);
+        let after = handle.stats().total();
+        let seen = (after.completions - stats.completions, after.enters - stats.enters);
+        println!("completions and calls while the answer was late: {seen:?}");
+        assert!(seen.0 <= 8 && seen.1 <= 16, "{seen:?}");
+    }
+    settle(running, 5);
+}
+
 /// Case 42: a handler that never waits for anything costs the others a turn's share, no more.
 #[test]
 fn a_handler_that_yields_for_ever_starves_nobody() {

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{config, connect, late, length, limit, settle, start, wait_until};
+use common::child::{self, Process, again};
+use common::{config, connect, fds_max, late, length, limit, not_run, settle, start, wait_until};
 use slipring::{CloseReason, Connection, Server};
 use socket2::{Domain, SockRef, Socket, Type};
 
@@ -23,40 +24,65 @@ async fn lines(mut conn: Connection) -> slipring::Result<()> {
 }
 
 /// Scenario 46. The same clients drip the same bytes, first at a listener of the kernel's alone, so
-/// that what they take from the machine is not taken for the server's delay.
+/// that what they take from the machine is not taken for the server's delay. They are processes of
+/// their own, as one has not enough descriptors for both ends of ten thousand.
 #[test]
 fn slow_lorises_are_cut_off_at_their_absolute_deadline_and_the_good_do_not_notice() {
+    if let Some(role) = child::role() {
+        return be_slow(&role);
+    }
     let _turn = turn();
     late::watch();
-    let count = (1_000 * length() as usize).min(10_000).min(descriptors_free() / 2 - 300);
-    let config = config().message_ms(MESSAGE_MS).first_byte_ms(60_000).connections_max(12_000);
-    let config = config.min_rate_bytes_per_s(0);
+    let count = slow_clients();
+    let config = config().message_ms(MESSAGE_MS).first_byte_ms(60_000).min_rate_bytes_per_s(0);
+    let config = config.connections_max(count * 6 / 5 + 2 * GOOD);
     let (running, addr) = start(Server::new(config).listen("127.0.0.1:0", lines));
     let mut ratios = Vec::new();
+    let others = late::Others::watch();
     for _ in 0..ROUNDS {
         let (calm, _) = with_sink(|sink| good_clients_beside(addr, sink, count, false));
         // Whoever comes while the table is full waits in the kernel's queue, and is cut off later.
         wait_until("those have left", || running.handle().stats().total().live == 0);
-        let (beset, (ends, round)) = good_clients_beside(addr, addr, count, true);
+        let (beset, ends) = good_clients_beside(addr, addr, count, true);
         ratios.push(beset.as_secs_f64() / calm.as_secs_f64());
         println!("{count} clients: p99 of the good {calm:?} without drips, {beset:?} with them");
-        assert_eq!(ends.len(), count, "each was cut off");
-        let (first, last) = (ends.iter().min().expect("some"), ends.iter().max().expect("some"));
-        println!("cut off after {first:?} to {last:?}");
+        let Ends { first, last, round, .. } = ends;
+        println!("cut off after {first:?} to {last:?}, as looked at every {round:?}");
+        assert_eq!(ends.count, count, "each was cut off");
         // A client says its first byte in the round after its connect, and looks once in each.
         let most = Duration::from_millis(MESSAGE_MS * 9 / 8 + 1) + 2 * round + late::allowance();
-        assert!(*first >= Duration::from_millis(MESSAGE_MS - 1), "{first:?}");
-        assert!(*last <= most, "{last:?} is more than {most:?}");
+        assert!(first >= Duration::from_millis(MESSAGE_MS - 1), "{first:?}");
+        assert!(last <= most, "{last:?} is more than {most:?}");
     }
     ratios.sort_by(f64::total_cmp);
-    assert!(ratios[0] <= 2.0, "the p99 of good clients grew by {ratios:?}");
+    let seen = format!("the p99 of the good grew by {ratios:?}, others took {}", others.share());
+    println!("{seen}");
+    if others.share() < late::Others::MAX {
+        assert!(ratios[ROUNDS / 2] <= 2.0, "{seen}");
+    } else if ratios[ROUNDS / 2] > 2.0 {
+        not_run("the p99 of the good beside slow lorises", seen);
+    }
     let total = settle(running, (ROUNDS * (count + 2 * GOOD)) as u64);
     assert_eq!(total.closed.get(CloseReason::Message), (ROUNDS * count) as u64);
 }
 
+/// A thousand, ten thousand in a long run, or what the server's descriptors allow.
+fn slow_clients() -> usize {
+    let wanted = (1_000 * length() as usize).min(10_000);
+    let allowed = (fds_max() - common::open_fds()) / 6 * 5 - 1_000;
+    if allowed < wanted {
+        not_run(&format!("{wanted} slow clients"), format!("descriptors allow {allowed}"));
+    }
+    wanted.min(allowed) / SLOW_PROCESSES * SLOW_PROCESSES
+}
+
 /// Runs `load` with the address of a listener whose connections stay open and are never read.
 fn with_sink<T>(load: impl FnOnce(SocketAddr) -> T) -> T {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a port");
+    // With as much room for those that wait as the server has.
+    socket.listen(4_096).expect("listen");
+    let listener = TcpListener::from(socket);
     let addr = listener.local_addr().expect("its address");
     listener.set_nonblocking(true).expect("set non-blocking");
     let stop = AtomicBool::new(false);
@@ -85,7 +111,11 @@ fn good_clients_beside(
     let stop = AtomicBool::new(false);
     let ends = thread::scope(|scope| {
         let good = scope.spawn(|| ask_until(addr, &stop));
-        let ends = pester(target, count, cut_off);
+        let role = format!("{target} {} {cut_off}", count / SLOW_PROCESSES);
+        let start = |_| Process::start(again(SLOW, &role, &[]));
+        let processes: Vec<_> = (0..SLOW_PROCESSES).map(start).collect();
+        let ends = processes.into_iter().map(|mut it| Ends::read(&it.line_after("ends ")));
+        let ends = ends.fold(Ends::NONE, Ends::and);
         stop.store(true, SeqCst);
         (good.join().expect("the good are served"), ends)
     });
@@ -109,20 +139,33 @@ fn ask_until(addr: SocketAddr, stop: &AtomicBool) -> Vec<Duration> {
     took
 }
 
-/// Connects so many clients, each of which says a byte ten times a second, for somewhat longer than
-/// a message may take, or until each was cut off; and reads what comes.
+/// One of the processes of slow clients: `address, how many, whether they are cut off`.
+fn be_slow(role: &str) {
+    let words: Vec<_> = role.split(' ').collect();
+    let [addr, count, cut_off] = words[..] else { panic!("no role: {role}") };
+    let addr = addr.parse().expect("an address");
+    let ends = pester(addr, count.parse().expect("a number"), cut_off == "true");
+    let [first, last, round] = [ends.first, ends.last, ends.round].map(|it| it.as_micros());
+    println!("\nends {} {first} {last} {round}", ends.count);
+}
+
+/// Connects so many clients, each of which says a byte ten times a second, or in a crowd of ten
+/// times as many once, for somewhat longer than a message may take, or until each was cut off; and
+/// reads what comes.
 fn pester(addr: SocketAddr, count: usize, cut_off: bool) -> Ends {
     let mut clients: Vec<(TcpStream, Instant, u32)> = Vec::with_capacity(count);
-    let mut ends = Vec::new();
+    let mut ends = Ends::NONE;
     let begun = Instant::now();
     let whole = limit(MESSAGE_MS * 3 / 2);
-    let (mut opened, mut longest) = (0, Duration::ZERO);
+    let mut opened = 0;
     let mut buf = [0; 4096];
-    // Spread over the first tenth of the time, as a burst of connects is another test's matter.
+    // What many drips take from the machine is to be what few take.
+    let pause = TENTH * (count as u32 * SLOW_PROCESSES as u32 / 1_000).max(1);
+    // Spread over the first part of the time, as a burst of connects is another test's matter.
     while begun.elapsed() < whole || (cut_off && !clients.is_empty()) {
         assert!(begun.elapsed() < limit(30_000), "{} are never cut off", clients.len());
         let round = Instant::now();
-        for _ in 0..(count - opened).min(count / 20) {
+        for _ in 0..(count - opened).min((count / 20).min(50)) {
             let client = connect(addr);
             client.set_nonblocking(true).expect("set non-blocking");
             clients.push((client, Instant::now(), 0));
@@ -130,12 +173,13 @@ fn pester(addr: SocketAddr, count: usize, cut_off: bool) -> Ends {
         }
         let looked = Instant::now();
         clients.retain_mut(|(client, since, said)| {
-            if since.elapsed() >= TENTH * *said && client.write(b"x").is_ok() {
+            if since.elapsed() >= pause * *said && client.write(b"x").is_ok() {
                 *said += 1;
             }
             match client.read(&mut buf) {
                 Ok(0) => {
-                    ends.push(since.elapsed());
+                    let took = since.elapsed();
+                    ends = ends.and(Ends { count: 1, first: took, last: took, ..Ends::NONE });
                     false
                 }
                 Ok(_) => true,
@@ -146,13 +190,41 @@ fn pester(addr: SocketAddr, count: usize, cut_off: bool) -> Ends {
             }
         });
         thread::sleep(TENTH.saturating_sub(looked.elapsed()) / 10);
-        longest = longest.max(round.elapsed());
+        ends.round = ends.round.max(round.elapsed());
     }
-    (ends, longest)
+    ends
 }
 
-/// After how long each was cut off, and how long it took at worst to look at all of them.
-type Ends = (Vec<Duration>, Duration);
+/// How many were cut off, after how long, and how long it took at worst to look at all of them.
+#[derive(Clone, Copy)]
+struct Ends {
+    count: usize,
+    first: Duration,
+    last: Duration,
+    round: Duration,
+}
+
+impl Ends {
+    const NONE: Ends =
+        Ends { count: 0, first: Duration::MAX, last: Duration::ZERO, round: Duration::ZERO };
+
+    fn and(self, other: Ends) -> Ends {
+        Ends {
+            count: self.count + other.count,
+            first: self.first.min(other.first),
+            last: self.last.max(other.last),
+            round: self.round.max(other.round),
+        }
+    }
+
+    /// What a process of slow clients has said.
+    fn read(words: &str) -> Ends {
+        let numbers = words.split(' ').map(|word| word.parse().unwrap_or(u64::MAX));
+        let numbers: Vec<u64> = numbers.collect();
+        let [first, last, round] = [1, 2, 3].map(|n| Duration::from_micros(numbers[n]));
+        Ends { count: numbers[0] as usize, first, last, round }
+    }
+}
 
 /// Scenario 47, a hundred times as fast: 240 bytes a second are asked for there.
 #[test]
@@ -375,13 +447,8 @@ fn turn() -> std::sync::MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-fn descriptors_free() -> usize {
-    let text = std::fs::read_to_string("/proc/self/limits").expect("proc(5) has it");
-    let line = text.lines().find(|line| line.starts_with("Max open files")).expect("this line");
-    let hard = line.split_whitespace().nth(4).and_then(|word| word.parse().ok());
-    hard.unwrap_or(usize::MAX / 2) - common::open_fds()
-}
-
+const SLOW: &str = "slow_lorises_are_cut_off_at_their_absolute_deadline_and_the_good_do_not_notice";
+const SLOW_PROCESSES: usize = 2;
 const MESSAGE_MS: u64 = 2_000;
 const TENTH: Duration = Duration::from_millis(100);
 const GOOD: usize = 100;

@@ -14,17 +14,24 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
-use common::{config, connect, echo_or_loop, echo_server, ignore_all, limit, start, wait_until};
+use common::{
+    config, connect, echo_or_loop, echo_server, ignore_all, limit, not_run, start, wait_until,
+};
 use slipring::{CloseReason, Config, Connection, DrainReport, ErrorKind, Handle, Server};
 
 /// Scenario 19.
 #[test]
 fn an_empty_server_drains_at_once() {
     let _turn = turn();
-    let (running, _) = echo_server(config());
-    let (report, took) = drain(&running.handle(), 10_000);
-    assert!(took.within(0, 50), "{took:?} {report}");
-    assert_eq!(report.total().accepted, 0);
+    let drains = (0..5).map(|_| {
+        let (running, _) = echo_server(config());
+        let (report, took) = drain(&running.handle(), 300_000);
+        assert_eq!(report.total().accepted, 0);
+        took
+    });
+    let mut took: Vec<_> = drains.collect();
+    took.sort_by_key(|took| took.elapsed);
+    assert!(took[2].within(0, 20), "{took:?}");
 }
 
 /// Scenario 7.
@@ -170,14 +177,14 @@ fn connections_that_wait_in_the_kernels_queue_are_served_or_closed_but_not_reset
     let (running, addr) = echo_server(config);
     let mut first = connect(addr);
     ask(&mut first, b"x");
-    let mut queued: Vec<_> = (0..50).map(|_| connect(addr)).collect();
+    let mut queued: Vec<_> = (0..100).map(|_| connect(addr)).collect();
     queued.iter_mut().step_by(2).for_each(|client| client.write_all(b"y").expect("send"));
     let (report, _) = drain(&running.handle(), 5_000);
     assert_eq!(end_of(&mut first), Ok(0));
     for (n, client) in queued.iter_mut().enumerate() {
         assert_eq!(end_of(client), Ok((n + 1) % 2), "number {n}: {report}");
     }
-    assert_eq!(report.total().accepted, 51, "{report}");
+    assert_eq!(report.total().accepted, 101, "{report}");
     assert!(report.total().accept_pauses > 0);
 }
 
@@ -205,9 +212,8 @@ fn a_core_in_an_endless_loop_is_named_and_the_others_drain() {
     let (running, addr) = start(server);
     let handle = running.handle();
     if handle.stats().cores().len() < 2 {
-        println!("skipped: needs two cores");
         drain(&handle, 1_000);
-        return;
+        return not_run("a_core_in_an_endless_loop_is_named", "it needs two CPUs");
     }
     let mut clients = Vec::new();
     while handle.stats().cores().iter().any(|core| core.accepted < 3) {

@@ -213,7 +213,7 @@ fn drains_from_many_threads_and_from_handlers_give_one_account() {
     assert!(running.join().expect("the report").is_balanced());
 }
 
-/// Scenario 8: no message deadline is as short as this drain's.
+/// Scenario 8, the drain's deadline: no message deadline is as short as this drain's.
 #[test]
 fn half_a_request_is_waited_for_until_the_deadline_and_ends_with_a_fin() {
     let _turn = turn();
@@ -240,6 +240,26 @@ fn half_a_request_is_waited_for_until_the_deadline_and_ends_with_a_fin() {
     assert!(since.elapsed() < within(600), "{report}");
     assert_eq!(report.total().closed.get(CloseReason::Forced), 1, "{report}");
     assert_eq!(report.total().closed.get(CloseReason::Drained), 1, "{report}");
+}
+
+/// Scenario 8: the message's own deadline, where that is over before the drain's.
+#[test]
+fn half_a_request_is_waited_for_until_its_own_deadline_where_that_is_shorter() {
+    let _turn = turn();
+    let config = config().message_ms(400);
+    let (running, addr) =
+        start(Server::new(config).listen("127.0.0.1:0", |mut conn: Connection| async move {
+            conn.read_until(b'\n', 1024).await.map(drop)
+        }));
+    let (mut half, since) = (connect(addr), Instant::now());
+    half.write_all(b"GET /").expect("send");
+    wait_until("it is there", || running.handle().stats().total().bytes_received == 5);
+    let report = running.handle().drain(limit(10_000)).expect("the report");
+    let took = since.elapsed();
+    assert_eq!(half.read(&mut [0]).expect("a FIN, no reset"), 0);
+    assert!(took >= Duration::from_millis(399) && took < within(400 * 9 / 8 + 50), "{took:?}");
+    assert_eq!(report.total().closed.get(CloseReason::Message), 1, "{report}");
+    assert!(report.is_balanced(), "{report}");
 }
 
 /// Scenario 11, as far as raw streams go: the handler ends after the message at hand.

@@ -15,7 +15,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{config, connect, first_cpus, length, limit, settle, start, wait_until};
+use common::{
+    config, connect, first_cpus, late, length, limit, not_run, settle, start, wait_until,
+};
 use slipring::{Config, Connection, Running, Server};
 
 /// Case 9, with all buffers: one connection that floods as fast as loopback goes, and a hundred
@@ -79,7 +81,7 @@ fn compare(what: &str, load: impl Fn(SocketAddr, &AtomicBool) + Sync) {
     let mut seen = Vec::new();
     let mut good = false;
     for _ in 0..ATTEMPTS {
-        let before = ticks();
+        let others = late::Others::watch();
         let (mut on, mut beside) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS * length() as usize {
             beside.push(one_round(&mut clients, sink, &load));
@@ -87,8 +89,7 @@ fn compare(what: &str, load: impl Fn(SocketAddr, &AtomicBool) + Sync) {
             let gone = || running.handle().stats().total().live == 100;
             wait_until("the load is gone", gone);
         }
-        let after = ticks();
-        let others = 1.0 - (after.1 - before.1) as f64 / (after.0 - before.0) as f64;
+        let others = others.share();
         let (on, beside) = (median(&mut on), median(&mut beside));
         seen.push((on, beside, others));
         good = on <= RATIO_MAX * beside;
@@ -97,29 +98,15 @@ fn compare(what: &str, load: impl Fn(SocketAddr, &AtomicBool) + Sync) {
         }
     }
     println!("{what}: median p99 with the load on the core, beside it, others' CPU time: {seen:?}");
-    if seen.iter().any(|(_, _, others)| *others < OTHERS_MAX) {
+    if seen.iter().any(|(_, _, others)| *others < late::Others::MAX) {
         assert!(good, "{what}: p99 with the load on the core, and beside it: {seen:?}");
     } else if !good {
-        eprintln!("NOT RUN: {what}: others keep the CPUs busy: {seen:?}");
+        not_run(what, format!("others keep the CPUs busy: {seen:?}"));
         assert!(seen.iter().all(|(on, ..)| *on < limit(200)), "{what}: {seen:?}");
     }
     drop(clients);
     let connects = running.handle().stats().total().accepted;
     settle(running, connects);
-}
-
-/// How long all processes have run, and this one (proc(5)), in the same unit.
-fn ticks() -> (u64, u64) {
-    let read = |name| std::fs::read_to_string(name).expect("proc(5) has it");
-    let sum = |text: &str, skipped, count| -> u64 {
-        let fields = text.split_whitespace().skip(skipped).take(count);
-        fields.map(|field| field.parse::<u64>().expect("ticks")).sum()
-    };
-    let (all, own) = (read("/proc/stat"), read("/proc/self/stat"));
-    let all = all.lines().next().expect("the line of all CPUs");
-    let own = own.rsplit_once(')').expect("a name").1;
-    // User, nice and system; then interrupts, soft ones and what the host has taken away.
-    (sum(all, 1, 3) + sum(all, 6, 3), sum(own, 11, 2))
 }
 
 /// The p99 of the pings while the load goes to `target`.
@@ -217,6 +204,4 @@ fn turn() -> MutexGuard<'static, ()> {
 const RATIO_MAX: u32 = if cfg!(debug_assertions) { 4 } else { 2 };
 const ROUNDS: usize = 5;
 const ATTEMPTS: usize = 5;
-/// The share of the CPU time that others may take while this is measured.
-const OTHERS_MAX: f64 = 0.1;
 const BURST: usize = 5_000;

@@ -13,10 +13,11 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use slipring::CoreStats;
+use slipring::{Config, CoreStats};
 
 mod common;
 
@@ -26,6 +27,7 @@ fn ten_thousand_idle_connections_cost_nothing_but_a_kibibyte_each() {
     if let Ok(order) = env::var(CHILD) {
         return be_the_clients(&order);
     }
+    let _turn = turn();
     let count = connections_possible();
     let config = common::config()
         .cpus(&first_cpus())
@@ -77,18 +79,50 @@ fn ten_thousand_idle_connections_cost_nothing_but_a_kibibyte_each() {
     running.join().expect("no core failed");
 }
 
+/// Case 43, with all that is on by default: each core looks at its books every
+/// `SLIPRING_CHECK_MS`, a few hundred connections in a turn, and does nothing else.
+#[test]
+fn ten_thousand_idle_connections_cost_a_self_check_now_and_then_by_default() {
+    let _turn = turn();
+    let count = connections_possible();
+    let config = Config::default().cpus(&first_cpus()).pin(Some(false));
+    let (running, addr) = common::echo_server(config.connections_max(count + count / 5));
+    let handle = running.handle();
+    let cores = handle.stats().cores().len() as u64;
+    let mut clients = Clients::start(addr, count);
+    clients.wait_until_ready();
+    assert_eq!(handle.stats().total().live, count as u64);
+    wait_until_quiet(|| handle.stats().total());
+
+    let (cpu_before, stats_before) = (cores_cpu_time(), handle.stats().total());
+    thread::sleep(CHECK + CHECK / 10);
+    let (cpu_after, stats_after) = (cores_cpu_time(), handle.stats().total());
+    let (cpu, enters) =
+        (cpu_after.saturating_sub(cpu_before), stats_after.enters - stats_before.enters);
+    println!(
+        "{count} idle connections by default: {cpu:?} of CPU, {enters} calls of io_uring_enter"
+    );
+    assert_eq!(stats_after.live, count as u64, "the connections were there all the time");
+    assert!(enters > 0, "no core has checked itself");
+    // Some 35 of 10 000 connections on two cores; a second check may begin in the time.
+    let most = 2 * (count as u64).div_ceil(CHECKED_IN_A_TURN) + 8 * cores;
+    assert!(enters <= most, "{enters} calls, not {most}");
+    assert!(cpu < CHECK_CPU_MAX, "the cores used {cpu:?}");
+
+    clients.let_go();
+    let report = handle.drain(common::limit(10_000)).expect("it drains");
+    assert!(report.is_balanced(), "{report}");
+    running.join().expect("no core failed");
+}
+
 /// As many as the hard limit on descriptors allows, with some left for everything else.
 fn connections_possible() -> usize {
-    let limits = fs::read_to_string("/proc/self/limits").expect("the kernel tells the limits");
-    let line = limits.lines().find(|line| line.starts_with("Max open files"));
-    let hard = line.and_then(|line| line.split_whitespace().nth(4)).expect("proc(5) has this line");
-    let hard: usize = hard.parse().unwrap_or(usize::MAX);
+    let hard = common::fds_max();
     // The server asks for a fifth more than it gets, because the cores' shares are unequal.
     let possible = hard.saturating_sub(DESCRIPTORS_SPARE) / 6 * 5;
     if possible < CONNECTIONS {
-        eprintln!(
-            "idle: NOT with {CONNECTIONS} but with {possible} connections: `ulimit -Hn` is {hard}"
-        );
+        let why = format!("the limit on descriptors, {hard}, allows no more than {possible}");
+        common::not_run(&format!("{CONNECTIONS} connections"), why);
     }
     assert!(possible >= 100, "the hard limit on descriptors, {hard}, leaves nothing to measure");
     possible.min(CONNECTIONS)
@@ -203,6 +237,12 @@ fn be_the_clients(order: &str) {
     std::io::stdin().read_to_end(&mut Vec::new()).expect("wait for the end");
 }
 
+/// One at a time: they count what the process allocates and uses.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Counts the bytes that are allocated and not freed yet, of all threads together.
 struct CountBytes;
 
@@ -249,3 +289,8 @@ const DESCRIPTORS_SPARE: usize = 500;
 const QUIET: Duration = Duration::from_secs(3);
 const CPU_MAX: Duration = Duration::from_millis(10);
 const BYTES_EACH_MAX: f64 = 1024.0;
+/// The default of `SLIPRING_CHECK_MS`.
+const CHECK: Duration = Duration::from_secs(10);
+const CHECKED_IN_A_TURN: u64 = 256;
+/// A hundredth of the time; 30 ms without optimization here.
+const CHECK_CPU_MAX: Duration = Duration::from_millis(110);

@@ -7,7 +7,7 @@ mod common;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use common::{config, connect, echo_server, limit, wait_until};
+use common::{config, connect, echo_server, fds_max, limit, not_run, wait_until};
 
 /// The list grows with the connections, but no turn does.
 #[test]
@@ -47,14 +47,11 @@ fn ten_thousand_connections_are_listed_in_pieces() {
 
 /// Ten thousand, or what the limit on descriptors allows with both ends in this process.
 fn connections_possible() -> usize {
-    let limits = std::fs::read_to_string("/proc/self/limits").expect("the kernel tells the limits");
-    let line = limits.lines().find(|line| line.starts_with("Max open files"));
-    let hard = line.and_then(|line| line.split_whitespace().nth(4)).expect("proc(5) has this line");
-    let possible = hard.parse().unwrap_or(usize::MAX).saturating_sub(500) / 2;
+    let hard = fds_max();
+    let possible = hard.saturating_sub(500) / 2;
     if possible < 10_000 {
-        eprintln!(
-            "inspect_many: NOT with 10000 but with {possible} connections, by the limit {hard}"
-        );
+        let why = format!("the limit on descriptors, {hard}, allows no more than {possible}");
+        not_run("10000 connections", why);
     }
     possible.min(10_000)
 }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use common::{child, config, late, length, limit, start, wait_until};
+use common::{child, config, late, length, limit, not_run, start, wait_until};
 use slipring::{CloseReason, Config, Connection, Handle, Result, Server};
 use socket2::{Domain, Socket, Type};
 
@@ -27,7 +27,8 @@ fn very_many_idle_connections_are_drained_without_a_long_turn_and_the_active_one
     let active = 500;
     let idle = wanted.min(descriptors(wanted + active + 1_000) - active - 1_000);
     if idle < wanted {
-        eprintln!("not run: {wanted} idle connections; as many as descriptors allow: {idle}");
+        let why = format!("descriptors allow no more than {idle}");
+        not_run(&format!("{wanted} idle connections"), why);
     }
     let config = config_for(idle + active);
     let (running, addr) = start(Server::new(config).listen("127.0.0.1:0", serve));
@@ -126,7 +127,7 @@ fn closes_are_spread_evenly_over_the_time_given() {
         let fair = quarters.iter().all(|closed| (count / 8..=count * 3 / 8).contains(closed));
         assert!(fair, "{quarters:?}");
     } else {
-        eprintln!("not run: the evenness of {quarters:?}, as the machine is too busy");
+        not_run("the evenness of the closes", format!("the machine is too busy: {quarters:?}"));
     }
     assert!(running.join().expect("the report").is_balanced());
 }

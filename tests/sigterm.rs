@@ -16,7 +16,8 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{config, length, limit};
+use common::load::{Load, Outcome, Outcomes, answer_one, may_filter};
+use common::{config, free_address, length, limit, wait_until};
 use slipring::{Connection, DrainReport, Server};
 use socket2::{Domain, SockRef, Socket, Type};
 
@@ -24,6 +25,7 @@ const EACH: usize = 200;
 const CONNECTIONS: usize = 5 * EACH;
 const LOAD: usize = 8;
 const ROUNDS: u64 = 5;
+const BURSTS: u64 = 8;
 const DRAIN_MS: u64 = 1_000;
 const MESSAGE: usize = 100;
 const POLL: Duration = Duration::from_micros(500);
@@ -157,6 +159,41 @@ fn a_second_signal_forces() {
         let end = client.read_to_end();
         assert!(matches!(end, End::Eof | End::Truncated), "{end:?} {report}");
     }
+}
+
+/// Case 35. Clients connect as fast as they can, and nobody of them knows of the signal.
+#[test]
+fn a_sigterm_in_a_burst_of_connects_leaves_nobody_without_an_answer() {
+    const TEST: &str = "a_sigterm_in_a_burst_of_connects_leaves_nobody_without_an_answer";
+    let behind_the_filter = may_filter(TEST);
+    let total = Outcomes::default();
+    for round in 0..BURSTS * length() {
+        let addr = free_address();
+        let mut server = ServerProcess::start(&format!("burst {addr}"));
+        let load = Load::start(addr, LOAD);
+        wait_until("the load is under way", || load.outcomes().get(Outcome::Ok) >= 200);
+        server.signal(libc::SIGTERM);
+        server.await_end();
+        let outcomes = load.stop();
+        drop(TcpListener::bind(addr).expect("the port is free as soon as the process is gone"));
+        let (status, report) = server.outcome();
+        let seen = format!("round {round}: {outcomes}: {report}");
+        assert_eq!(status, Some(0), "{seen}");
+        assert!(report.contains("\"balanced\":true"), "{seen}");
+        assert_eq!(number(&report, "leaked_operations"), 0.0, "{seen}");
+        let served = outcomes.get(Outcome::Ok) + outcomes.get(Outcome::Eof);
+        assert_eq!(outcomes.get(Outcome::Truncated) + outcomes.get(Outcome::TimedOut), 0, "{seen}");
+        if behind_the_filter {
+            assert_eq!(outcomes.get(Outcome::Reset), 0, "{seen}");
+            assert_eq!(number(&report, "accepted") as u64, served, "{seen}");
+            assert!(report.contains("\"stop\":\"syn_filter\""), "{seen}");
+        }
+        total.add(&outcomes);
+    }
+    println!("across the signals: {total}");
+    let met = total.get(Outcome::Refused) + total.get(Outcome::HeldOff);
+    assert!(met > 0, "nobody came after a signal: {total}");
+    assert!(total.get(Outcome::Reset) <= 4 * BURSTS * length(), "{total}");
 }
 
 /// One connection of the test.
@@ -318,8 +355,12 @@ fn number(report: &str, key: &str) -> f64 {
 #[test]
 fn the_server_process() {
     let Ok(role) = std::env::var("RING_TEST_CHILD") else { return };
-    let drain_ms = if role == "patient" { 60_000 } else { DRAIN_MS };
-    let served = serve(drain_ms);
+    let served = match role.split_once(' ') {
+        Some(("burst", addr)) => {
+            run(Server::new(config().drain_ms(10_000)).listen(addr, answer_one))
+        }
+        _ => serve(if role == "patient" { 60_000 } else { DRAIN_MS }),
+    };
     let status = match &served {
         Ok(report) if report.is_balanced() => 0,
         Ok(_) => 1,
@@ -331,11 +372,13 @@ fn the_server_process() {
 
 fn serve(drain_ms: u64) -> slipring::Result<DrainReport> {
     let config = config().drain_ms(drain_ms).new_grace_ms(300).write_stall_ms(600_000);
-    let running = Server::new(config)
-        .before_bind(|socket| SockRef::from(&socket).set_send_buffer_size(16 * 1024))
-        .listen("127.0.0.1:0", obey)
-        .drain_on_signals()
-        .start()?;
+    let server = Server::new(config)
+        .before_bind(|socket| SockRef::from(&socket).set_send_buffer_size(16 * 1024));
+    run(server.listen("127.0.0.1:0", obey))
+}
+
+fn run(server: Server) -> slipring::Result<DrainReport> {
+    let running = server.drain_on_signals().start()?;
     println!("\naddress {}", running.local_addrs()[0]);
     running.join()
 }

@@ -11,7 +11,7 @@ use std::io::{Read, Write};
 
 use common::child::{self, again};
 use common::filter::refuse_everywhere;
-use common::{config, connect, first_cpus};
+use common::{config, connect, first_cpus, not_run};
 use slipring::{Config, Server};
 
 /// Case 44. Each refusal of a sandbox or a kernel has its cause and its remedy in the error, and
@@ -75,14 +75,14 @@ fn little_locked_memory_is_an_error_or_enough_for_small_rings() {
         Some(_) => return say_how_a_start_goes(config()),
         None => {}
     }
-    if let Some(words) = child::run_as_nobody(again(TEST, "default", &LIMIT))
+    if let Some(words) = child::run_as_nobody(TEST, again(TEST, "default", &LIMIT))
         && !words.contains("start: served")
     {
         for part in ["Resource", "RLIMIT_MEMLOCK is 65536 bytes", "102400 bytes", "LimitMEMLOCK="] {
             assert!(words.contains(part), "{part:?} is not in: {words}");
         }
     }
-    if let Some(words) = child::run_as_nobody(again(TEST, "small", &LIMIT)) {
+    if let Some(words) = child::run_as_nobody(TEST, again(TEST, "small", &LIMIT)) {
         assert!(words.contains("start: served on 1 cores"), "{words}");
     }
 }
@@ -112,7 +112,7 @@ fn a_server_starts_without_proc_and_sys_or_where_they_are_read_only() {
             Some((succeeded, words)) => {
                 assert!(*succeeded && words.contains("start: served on"), "{name}: {words}");
             }
-            None => eprintln!("surroundings: NOT RUN: {name} /proc: {tried:?}"),
+            None => not_run(TEST, format!("{name} /proc: {tried:?}")),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
-use super::slowness;
+use super::{not_run, slowness};
 
 /// What this process was started as by [`again`]; `None` in the process of the tests.
 pub fn role() -> Option<String> {
@@ -57,7 +57,7 @@ pub fn run(mut command: Command) -> (bool, String) {
 
 /// Runs a child that must succeed, as a user who has no privilege and no other process.
 /// Returns what it has said; `None` where no other user may run it.
-pub fn run_as_nobody(mut command: Command) -> Option<String> {
+pub fn run_as_nobody(test: &str, mut command: Command) -> Option<String> {
     // SAFETY: has no argument and can't fail.
     if unsafe { libc::geteuid() } == 0 {
         let user = 60_000 + std::process::id() % 5_000;
@@ -66,7 +66,7 @@ pub fn run_as_nobody(mut command: Command) -> Option<String> {
     let (succeeded, words) = run(command);
     println!("{words}");
     if words.ends_with("exit status: 126") {
-        eprintln!("NOT RUN: another user may not start this test's executable: {words}");
+        not_run(test, format!("another user may not start this executable: {words}"));
         return None;
     }
     assert!(succeeded, "{words}");

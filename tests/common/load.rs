@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread::JoinHandle;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use slipring::Connection;
 
-use super::limit;
+use super::{limit, not_run};
 
 /// How a try has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,6 +142,23 @@ impl Load {
         }
         self.outcomes
     }
+}
+
+/// Whether this process may attach a filter to a listener, as the test needs it.
+pub fn may_filter(test: &str) -> bool {
+    let attached = attach_filter();
+    if let Err(error) = &attached {
+        not_run(test, format!("a filter on a listener: {error}"));
+    }
+    attached.is_ok()
+}
+
+/// Attaches a filter to a listener.
+pub fn attach_filter() -> std::io::Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    // Lets everything through.
+    let program = [socket2::SockFilter::new(0x06, 0, 0, u32::MAX)];
+    socket2::SockRef::from(&listener).attach_filter(&program)
 }
 
 const MESSAGE: usize = 16;

@@ -9,6 +9,8 @@ pub mod peer;
 pub mod site;
 pub mod world;
 
+use std::fmt::Display;
+use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -94,6 +96,15 @@ pub fn length() -> u64 {
     std::env::var("RING_TEST_LONG").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
 }
 
+/// Says that a test, or a part of it, is not run here or in a weaker form, and why: in one line on
+/// the standard error itself, as nobody sees what a test that passes has printed.
+pub fn not_run(what: &str, why: impl Display) {
+    let why = why.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+    let line = format!("NOT RUN: {}/{what}: {why}\n", env!("CARGO_CRATE_NAME"));
+    // Whoever has closed it does not want to know.
+    let _ = std::io::stderr().write_all(line.as_bytes());
+}
+
 /// An address that nobody has now, outside of the ports that the kernel gives to clients.
 pub fn free_address() -> SocketAddr {
     static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -118,6 +129,14 @@ pub fn first_cpus(count: usize) -> String {
     }
     cpus.truncate(count);
     cpus.join(",")
+}
+
+/// The most descriptors that this process may have.
+pub fn fds_max() -> usize {
+    let limits = std::fs::read_to_string("/proc/self/limits").expect("the kernel tells the limits");
+    let line = limits.lines().find(|line| line.starts_with("Max open files"));
+    let hard = line.and_then(|line| line.split_whitespace().nth(4)).expect("proc(5) has this line");
+    hard.parse().unwrap_or(usize::MAX)
 }
 
 /// The open descriptors of this process.

@@ -12,7 +12,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use super::{child, late};
+use super::{child, late, not_run};
 
 /// Both ends of the link.
 pub struct World {
@@ -28,7 +28,7 @@ pub fn in_a_world(test: &str, body: impl FnOnce(&World)) {
     if child::role().is_some() {
         return body(&World::make());
     }
-    let Some(unshare) = how_to_unshare() else { return };
+    let Some(unshare) = how_to_unshare(test) else { return };
     let through: Vec<&str> = [&["unshare"], unshare].concat();
     let (succeeded, words) = child::run(child::again(test, "world", &through));
     println!("{words}");
@@ -36,7 +36,7 @@ pub fn in_a_world(test: &str, body: impl FnOnce(&World)) {
 }
 
 /// The arguments of unshare(1) that work here: as root, or in a user namespace of our own.
-fn how_to_unshare() -> Option<&'static [&'static str]> {
+fn how_to_unshare(test: &str) -> Option<&'static [&'static str]> {
     const WAYS: [&[&str]; 2] = [&["--net"], &["--user", "--map-root-user", "--net"]];
     let mut refusals = Vec::new();
     for way in WAYS {
@@ -51,7 +51,7 @@ fn how_to_unshare() -> Option<&'static [&'static str]> {
             Err(error) => refusals.push(error.to_string()),
         }
     }
-    eprintln!("NOT RUN: no network namespace can be made here: {}", refusals.concat());
+    not_run(test, format!("no network namespace can be made here: {}", refusals.concat()));
     None
 }
 
