@@ -6,7 +6,7 @@
 use crate::census::Census;
 use crate::core::{Core, Timer};
 use crate::driver::Socket;
-use crate::entry::{Entry, Linger, Receive};
+use crate::entry::{Entry, Hangup, Linger, Receive};
 use crate::table::Id;
 use crate::walk::Walk;
 use crate::wheel::Precision;
@@ -128,9 +128,10 @@ impl Entry {
         self.is_closing() && self.in_flight == 0 && self.linger != Linger::Now
     }
 
-    /// Neither side has said that it ends, and we would hear of it: who waits for buffers does not.
+    /// Neither side has said that it ends, and we would hear of it: who waits for buffers that are
+    /// about to come does not.
     fn is_believed_open(&self) -> bool {
-        let hears = self.receive != Receive::Parked;
+        let hears = self.receive != Receive::Parked || self.hangup != Hangup::Off;
         hears && self.ended.is_none() && !self.is_closing() && !self.eof && !self.fin_sent
     }
 }

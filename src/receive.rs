@@ -222,19 +222,22 @@ impl Core {
         let over = entry.input_bytes > self.settings.receive_queue_bytes
             || chunks >= CHUNKS_MAX
             || (chunks > 0 && self.memory.is_short());
-        match entry.receive {
-            Receive::Over if entry.is_closing() => self.advance_close(id),
-            Receive::Armed if over || entry.sizing.is_outgrown() => self.cancel_receive(id),
+        let (outgrown, closing) = (entry.sizing.is_outgrown(), entry.is_closing());
+        match { entry.receive } {
+            Receive::Over if closing => self.advance_close(id),
+            Receive::Armed if over || outgrown => self.cancel_receive(id),
             Receive::Off if over => {
                 self.counters.pauses.add(1);
                 self.watch_hangup(id);
             }
             Receive::Off => self.arm_receive(id),
+            // It may be long until somebody gives buffers back.
+            Receive::Parked if self.free_buffers() == 0 => self.watch_hangup(id),
             _ => {}
         }
     }
 
-    /// A connection whose receive is paused would not notice that its peer is gone.
+    /// A connection that receives nothing would not notice that its peer is gone.
     fn watch_hangup(&mut self, id: Id) {
         let Some(entry) = self.table.get_mut(id) else { return };
         let Some(socket) = &entry.socket else { return };
@@ -265,7 +268,8 @@ impl Core {
         // The end of the stream comes after data that is still unread, so it waits for the receive
         // to be armed again, as does everything while one is.
         let broken = result.is_ok_and(|events| events & i32::from(libc::POLLERR) != 0);
-        if broken && entry.receive == Receive::Off && !entry.is_closing() {
+        let deaf = matches!(entry.receive, Receive::Off | Receive::Parked);
+        if broken && deaf && !entry.is_closing() {
             let errno = entry.socket.as_ref().map_or(Errno(0), Socket::take_error);
             let reason = entry.fault(errno, self.settings.user_timeout_ms);
             self.end(id, reason);

@@ -254,7 +254,10 @@ fn a_connection_that_waits_for_buffers_can_close_without_one() {
     rig.world.borrow_mut().work_on(Kind::Receive);
     settle(&rig);
     entry(&rig, id, |entry| assert_eq!(entry.receive, Receive::Parked));
-    pass_until(&rig, &|| rig.stats().live == 0);
+    pass_until(&rig, &|| rig.world.borrow().in_flight(Kind::Cancel) > 0);
+    settle(&rig);
+    end_operations(&rig);
+    assert_eq!(rig.stats().live, 0, "its time is over");
     assert_eq!(rig.world.borrow_mut().peers().count(), 0, "its socket is closed");
     drop(taken);
     for _ in 0..5 {
