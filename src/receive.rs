@@ -223,7 +223,8 @@ impl Core {
             || chunks >= CHUNKS_MAX
             || (chunks > 0 && self.memory.is_short());
         let (outgrown, closing) = (entry.sizing.is_outgrown(), entry.is_closing());
-        match { entry.receive } {
+        let receive = entry.receive;
+        match receive {
             Receive::Over if closing => self.advance_close(id),
             Receive::Armed if over || outgrown => self.cancel_receive(id),
             Receive::Off if over => {
