@@ -5,11 +5,13 @@
 
 mod common;
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use std::sync::{Barrier, Mutex, MutexGuard};
+use std::sync::{Arc, Barrier, Mutex, MutexGuard};
 use std::time::Duration;
 
+use common::load::{Outcome, Outcomes};
 use common::{config, connect, length, limit, start};
 use slipring::{CloseReason, Config, Connection, DrainReport, Server};
 
@@ -17,40 +19,57 @@ use slipring::{CloseReason, Config, Connection, DrainReport, Server};
 #[test]
 fn with_a_minimum_keep_no_request_is_lost() {
     let _turn = turn();
-    let mut trials = 0;
-    for round in 0..10 * length() {
-        let (answered, handled, report) = race(config().idle_min_keep_ms(500), round);
-        assert_eq!((answered, handled), (2 * CLIENTS, 2 * CLIENTS), "round {round}: {report}");
+    let rounds = TRIALS * length() / CLIENTS;
+    for round in 0..rounds {
+        let race = race(config().idle_min_keep_ms(500), round);
+        let Race { answered, begun, fins, resets, timed_out, ref report } = race;
+        let all = (CLIENTS, 2 * CLIENTS, 0, 0, 0);
+        assert_eq!((answered, begun, fins, resets, timed_out), all, "round {round}: {report}");
         assert_eq!(report.total().idle_races, 0, "{report}");
-        trials += CLIENTS;
     }
-    eprintln!("{trials} trials with a minimum keep");
+    eprintln!("{} trials with a minimum keep, all answered", rounds * CLIENTS);
 }
 
-/// Scenarios 9 and 10: without a keep.
+/// Scenarios 9 and 10: without a keep, a client whose request comes too late sees a FIN and no
+/// reset, and its handler has not begun; nobody waits in vain.
 #[test]
 fn a_request_that_comes_too_late_is_never_begun_and_one_that_is_begun_is_answered() {
     let _turn = turn();
-    let (mut trials, mut lost, mut seen) = (0, 0, 0);
-    for round in 0..25 * length() {
-        let (answered, handled, report) = race(config(), round);
-        assert_eq!(answered, handled, "round {round}: begun and not answered: {report}");
+    let (rounds, mut late, mut resets, mut seen) = (TRIALS * length() / CLIENTS, 0, 0, 0);
+    for round in 0..rounds {
+        let race = race(config(), round);
+        let (report, lost) = (&race.report, race.fins + race.resets);
+        assert_eq!(CLIENTS + race.answered, race.begun, "round {round}: {report}");
+        assert_eq!((race.answered + lost, race.timed_out), (CLIENTS, 0), "round {round}: {report}");
         let races = report.total().idle_races;
-        assert!(races <= 2 * CLIENTS - answered, "round {round}: {report}");
-        (trials, lost) = (trials + CLIENTS, lost + 2 * CLIENTS - answered);
-        seen += races;
+        assert!(races <= lost, "round {round}: {races} of {lost}: {report}");
+        (late, resets, seen) = (late + lost, resets + race.resets, seen + races);
     }
-    eprintln!("{trials} trials without a keep: {lost} too late, {seen} of them seen by the server");
-    assert!(lost > 0 && lost < trials, "{lost} of {trials}: the race was not run");
+    let trials = rounds * CLIENTS;
+    eprintln!("{trials} trials without a keep: {late} too late, {seen} seen, {resets} reset");
+    assert!(late > 0 && late < trials, "{late} of {trials}: the race was not run");
+    assert_eq!(resets, 0, "what comes late is read and thrown away, so that the FIN arrives");
+    // Four in a thousand meet the server between its FIN and its close.
+    assert!(seen > 0 || length() < 10, "of {late} that were late the server saw none");
+}
+
+/// How the second requests of a round have ended.
+struct Race {
+    answered: u64,
+    /// Those and the first ones, by the handlers.
+    begun: u64,
+    fins: u64,
+    resets: u64,
+    timed_out: u64,
+    report: DrainReport,
 }
 
 /// Clients that ask, wait for some milliseconds and ask again, while the server begins to drain.
-/// Returns how many requests were answered and how many were begun.
-fn race(config: Config, round: u64) -> (u64, u64, DrainReport) {
-    let handled = std::sync::Arc::new(AtomicU64::new(0));
-    let count = std::sync::Arc::clone(&handled);
+fn race(config: Config, round: u64) -> Race {
+    let begun = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&begun);
     let server = Server::new(config).listen("127.0.0.1:0", move |mut conn: Connection| {
-        let count = std::sync::Arc::clone(&count);
+        let count = Arc::clone(&count);
         async move {
             while let Some(request) = conn.recv().await? {
                 count.fetch_add(1, SeqCst);
@@ -60,22 +79,18 @@ fn race(config: Config, round: u64) -> (u64, u64, DrainReport) {
         }
     });
     let (running, addr) = start(server);
-    let (ready, answered) = (Barrier::new(CLIENTS as usize + 1), AtomicU64::new(0));
+    let (ready, outcomes) = (Barrier::new(CLIENTS as usize + 1), Outcomes::default());
     let report = std::thread::scope(|scope| {
         for client in 0..CLIENTS {
-            let (ready, answered) = (&ready, &answered);
+            let (ready, outcomes) = (&ready, &outcomes);
             scope.spawn(move || {
                 let mut stream = connect(addr);
                 stream.write_all(b"1").expect("send");
                 stream.read_exact(&mut [0]).expect("an answer");
-                answered.fetch_add(1, SeqCst);
                 ready.wait();
                 let pause_us = (client * 997 + round * 131) % 30_000;
                 std::thread::sleep(Duration::from_micros(pause_us));
-                // A FIN, or a reset of what was written after it, is how one is told.
-                if stream.write_all(b"2").is_ok() && matches!(stream.read(&mut [0]), Ok(1)) {
-                    answered.fetch_add(1, SeqCst);
-                }
+                outcomes.count(ask_again(&mut stream));
             });
         }
         ready.wait();
@@ -84,7 +99,26 @@ fn race(config: Config, round: u64) -> (u64, u64, DrainReport) {
     });
     assert!(report.is_balanced(), "{report}");
     assert_eq!(report.total().closed.get(CloseReason::Forced), 0, "{report}");
-    (answered.load(SeqCst), handled.load(SeqCst), report)
+    Race {
+        answered: outcomes.get(Outcome::Ok),
+        begun: begun.load(SeqCst),
+        fins: outcomes.get(Outcome::Eof),
+        resets: outcomes.get(Outcome::Reset),
+        timed_out: outcomes.get(Outcome::TimedOut),
+        report,
+    }
+}
+
+fn ask_again(stream: &mut TcpStream) -> Outcome {
+    if stream.write_all(b"2").is_err() {
+        return Outcome::Reset;
+    }
+    match stream.read(&mut [0]) {
+        Ok(0) => Outcome::Eof,
+        Ok(_) => Outcome::Ok,
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Outcome::TimedOut,
+        Err(_) => Outcome::Reset,
+    }
 }
 
 /// One at a time.
@@ -94,3 +128,5 @@ fn turn() -> MutexGuard<'static, ()> {
 }
 
 const CLIENTS: u64 = 40;
+/// Of each kind, in an ordinary run.
+const TRIALS: u64 = 1_000;

@@ -60,15 +60,23 @@ fn very_many_idle_connections_are_drained_without_a_long_turn_and_the_active_one
 
     let (deadline, since) = (Duration::from_secs(20), Instant::now());
     handle.begin_drain(deadline);
+    let idlers = (children * (idle / children)) as u64;
+    let drained = || handle.stats().total().closed.get(CloseReason::Drained);
+    wait_until("the idle ones have their FIN", || drained() >= idlers);
+    let fins = since.elapsed();
     let report = running.join().expect("the report");
     let took = since.elapsed();
     let (longest_us, cpu_us) = (LONGEST_US.load(SeqCst), LONGEST_CPU_US.load(SeqCst));
+    eprintln!("{idlers} FINs in {fins:?}");
     eprintln!("{connects} clients: {took:?}, longest turn {longest_us} us, {cpu_us} us of CPU");
     eprintln!("{report}");
     for client in &mut clients {
         assert!(client.wait().expect("its end").success(), "each has its answer and its FIN");
     }
     assert!(took < deadline, "{took:?}");
+    // Two cores share them. On a machine whose clients take their part it was half of that.
+    let most = limit(50) + FIN_EACH * (idlers / 2) as u32 * limit(1).as_millis() as u32;
+    assert!(fins < most + late::allowance(), "{fins:?} is more than {most:?}");
     assert!(report.is_balanced(), "{report}");
     assert_eq!(report.total().accepted, connects, "{report}");
     assert_eq!(report.total().closed.get(CloseReason::Forced), 0, "{report}");
@@ -108,6 +116,8 @@ fn closes_are_spread_evenly_over_the_time_given() {
     let clients: Vec<_> = (0..count).map(|n| ask(addr, n, b"x")).collect();
     clients.iter().for_each(|client| client.set_nonblocking(true).expect("set non-blocking"));
     late::watch();
+    measure_turns(&running.handle());
+    LONGEST_CPU_US.store(0, SeqCst);
     let since = Instant::now();
     running.handle().begin_drain(Duration::from_secs(20));
     let mut open: Vec<_> = clients.iter().collect();
@@ -117,14 +127,21 @@ fn closes_are_spread_evenly_over_the_time_given() {
         open.retain(|client| !matches!((&mut &**client).read(&mut [0]), Ok(0)));
         let quarter = (since.elapsed().as_millis() / 250).min(3) as usize;
         quarters[quarter] += before - open.len();
+        // The cores, which are measured, need a CPU more than this does.
+        std::thread::sleep(Duration::from_millis(2));
         assert!(since.elapsed() < limit(10_000), "{} are still open", open.len());
     }
-    let took = since.elapsed();
+    let (took, cpu_us) = (since.elapsed(), LONGEST_CPU_US.load(SeqCst));
+    eprintln!(
+        "{count} closes in {took:?}, by quarter {quarters:?}, longest turn {cpu_us} us of CPU"
+    );
+    assert!(cpu_us <= limit(20).as_micros() as u64, "a turn of {cpu_us} us");
     assert!(took >= Duration::from_millis(900), "{took:?}");
     assert!(took < limit(1_200) + late::allowance(), "{took:?}");
     if late::allowance() < Duration::from_millis(40) {
-        // Each is up to an eighth late, by which the quarters shift a little.
-        let fair = quarters.iter().all(|closed| (count / 8..=count * 3 / 8).contains(closed));
+        // Each is up to an eighth late, by which the last quarter gets some of the third.
+        let even = count / 4 * 7 / 10..=count / 4 * 13 / 10;
+        let fair = quarters.iter().all(|closed| even.contains(closed));
         assert!(fair, "{quarters:?}");
     } else {
         not_run("the evenness of the closes", format!("the machine is too busy: {quarters:?}"));
@@ -173,6 +190,9 @@ fn thread_cpu() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
+/// The most that a core may take for each FIN when all are due at once.
+const FIN_EACH: Duration = Duration::from_micros(150);
+
 static LONGEST_US: AtomicU64 = AtomicU64::new(0);
 static LONGEST_CPU_US: AtomicU64 = AtomicU64::new(0);
 static MEASURED: AtomicU64 = AtomicU64::new(0);
@@ -193,7 +213,8 @@ fn ask(addr: SocketAddr, n: usize, message: &[u8]) -> TcpStream {
 /// A server of two cores for so many connections.
 fn config_for(connections: usize) -> Config {
     let config = config().cpus("0-1").connections_max(connections + 100).idle_ms(600_000);
-    config.backlog(4_096).lifetime_ms(3_600_000)
+    // Nearly all places are taken, and nobody is to go for that.
+    config.backlog(4_096).lifetime_ms(3_600_000).evict_percent(0)
 }
 
 /// Raises the limit on descriptors as far as needed, if it may, and says what it is then.

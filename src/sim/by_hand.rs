@@ -451,6 +451,48 @@ fn a_receiver_that_is_paused_holds_no_more_than_its_queue_and_hears_of_a_reset()
     finish(&rig);
 }
 
+/// Scenario 9: the request is among the completions of the turn in which the drain closes what is
+/// idle, or in the kernel by then.
+#[test]
+fn a_request_that_has_completed_when_the_drain_looks_is_handled_once_and_answered() {
+    for completed in [true, false] {
+        let heard = Heard::default();
+        let handle = heard.clone();
+        let rig = Rig::by_hand(config().idle_min_keep_ms(0), move |mut conn| {
+            let heard = handle.clone();
+            async move {
+                while let Some(request) = conn.recv().await? {
+                    heard.hear(&request);
+                    conn.write(b"answer").await?;
+                }
+                Ok(())
+            }
+        });
+        connect(&rig);
+        say(&rig, b"first");
+        rig.world.borrow_mut().work_on(Kind::Send);
+        settle(&rig);
+        assert_eq!(heard.take(), [b"first".to_vec()]);
+        rig.control.begin_drain_at(rig.world.borrow().now_ns() + 60_000_000_000);
+        rig.world.borrow_mut().peers().for_each(|peer| peer.say(b"second"));
+        if completed {
+            rig.world.borrow_mut().work_on(Kind::Receive);
+            rig.turn();
+        } else {
+            rig.turn();
+            rig.world.borrow_mut().work_on(Kind::Receive);
+        }
+        settle(&rig);
+        assert_eq!(heard.take(), [b"second".to_vec()], "once");
+        rig.world.borrow_mut().work_on(Kind::Send);
+        finish(&rig);
+        let (stats, world) = (rig.stats(), rig.world.borrow());
+        assert_eq!((stats.idle_races, stats.closed.get(CloseReason::Drained)), (0, 1));
+        let peer = &world.past()[0];
+        assert_eq!((&*peer.received, peer.fate), (&b"answeranswer"[..], Fate::Fin));
+    }
+}
+
 fn config() -> Config {
     // Without large buffers, for which a receive would be cancelled and armed again.
     Config::default().buffer_bytes(256).large_buffer_bytes(256)

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
-use super::{not_run, slowness};
+use super::{length, not_run, slowness};
 
 /// What this process was started as by [`again`]; `None` in the process of the tests.
 pub fn role() -> Option<String> {
@@ -29,9 +29,10 @@ pub fn again(test: &str, role: &str, through: &[&str]) -> Command {
     command
 }
 
-/// Makes the child end with the thread that starts it, and after two minutes in any case.
+/// Makes the child end with the thread that starts it, and after two minutes in any case, or longer
+/// in a long run.
 fn tie(command: &mut Command) {
-    let seconds = (SECONDS_MAX * slowness()) as libc::c_uint;
+    let seconds = (SECONDS_MAX * slowness() * length()) as libc::c_uint;
     let tie = move || {
         // SAFETY: takes integers.
         let tied = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
@@ -112,5 +113,5 @@ impl Drop for Process {
     }
 }
 
-/// After so long a child is killed, whatever it does.
+/// After so long a child of an ordinary run is killed, whatever it does.
 const SECONDS_MAX: u64 = 120;

@@ -23,16 +23,18 @@ pub struct World {
 type Job = Box<dyn FnOnce() + Send>;
 
 /// Runs the test of that name in a child process with a link of its own. Where none can be had,
-/// it says so on the standard error and runs nothing.
-pub fn in_a_world(test: &str, body: impl FnOnce(&World)) {
+/// it says so on the standard error, runs nothing, and returns false.
+pub fn in_a_world(test: &str, body: impl FnOnce(&World)) -> bool {
     if child::role().is_some() {
-        return body(&World::make());
+        body(&World::make());
+        return true;
     }
-    let Some(unshare) = how_to_unshare(test) else { return };
+    let Some(unshare) = how_to_unshare(test) else { return false };
     let through: Vec<&str> = [&["unshare"], unshare].concat();
     let (succeeded, words) = child::run(child::again(test, "world", &through));
     println!("{words}");
     assert!(succeeded, "in its namespaces: {words}");
+    true
 }
 
 /// The arguments of unshare(1) that work here: as root, or in a user namespace of our own.
@@ -98,6 +100,11 @@ impl World {
     /// From now on, everything that is sent to the peer of subnet `n` is lost without a word.
     pub fn vanish(&self, n: u8) {
         self.far(move || ip(&format!("addr del 10.77.{n}.2/24 dev far")));
+    }
+
+    /// The peer of subnet `n` is there again.
+    pub fn reappear(&self, n: u8) {
+        self.far(move || ip(&format!("addr add 10.77.{n}.2/24 dev far")));
     }
 
     /// Runs `work` among the peers. Sockets that it makes may be used anywhere.
