@@ -48,6 +48,7 @@ impl Core {
             return;
         }
         entry.ended = Some(reason);
+        entry.resets = reason.resets(entry.queued_bytes() > 0);
         let abandoned = entry.abandon_output();
         self.counters.bytes_abandoned.add(abandoned as u64);
         self.memory.give_back(abandoned);
@@ -57,7 +58,7 @@ impl Core {
         }
         // A FIN would come before the reset that is meant, or to a peer that is gone; but only it
         // ends a send.
-        let fin = !reason.resets() && !reason.is_peers();
+        let fin = !entry.resets && !reason.is_peers();
         let shut = fin || entry.sending_bytes > 0;
         if let Some(socket) = entry.socket.as_ref().filter(|_| shut) {
             socket.shut(Shut::Both);
@@ -126,7 +127,7 @@ impl Core {
         }
         let Some(entry) = self.table.get_mut(id) else { return };
         if let Some(socket) = &entry.socket {
-            if entry.ended.is_some_and(CloseReason::resets) {
+            if entry.resets {
                 // A FIN behind data that the peer does not take would not reach it either.
                 socket.abort_on_close();
             } else if entry.ended.map_or(entry.is_refused(), |reason| !reason.is_peers()) {

@@ -57,6 +57,8 @@ pub(crate) struct Entry {
 
     /// Why it was ended, if not by its handler.
     pub(crate) ended: Option<CloseReason>,
+    /// It ends with a reset: a FIN would say to the peer that it got everything.
+    pub(crate) resets: bool,
     /// Why its handler ended it, if not by success.
     pub(crate) failed: Option<CloseReason>,
     /// Its handler had finished before the peer did.
@@ -161,6 +163,7 @@ impl Entry {
             reader: Wake::Nobody,
             writer: Wake::Nobody,
             ended: None,
+            resets: false,
             failed: None,
             served: false,
             farewell: false,

@@ -38,7 +38,12 @@ impl Memory {
     pub(crate) fn give_back(&mut self, bytes: usize) {
         debug_assert!(bytes <= self.used, "{bytes} given back of {}", self.used);
         self.used = self.used.saturating_sub(bytes);
-        self.short &= self.used > self.max / 8 * 7;
+        self.short &= self.used > Memory::enough(self.max);
+    }
+
+    /// How much may be used when nobody waits any more.
+    pub(crate) fn enough(max: usize) -> usize {
+        max / 8 * 7
     }
 
     pub(crate) fn wait_for(&mut self, id: Id) {

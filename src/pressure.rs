@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use crate::core::{Core, Timer};
 use crate::entry::{Entry, Linger};
 use crate::executor::Wake;
+use crate::memory::Memory;
 use crate::report::CloseReason;
 use crate::table::Id;
 use crate::walk::Walk;
@@ -23,8 +24,10 @@ pub(crate) struct Pressure {
     memory_short: bool,
     hand: Walk,
     idle_ms: u64,
-    /// Connections that were told to go and are still in the table.
+    /// Connections that were told to go and are still in the table, and what the kernel still holds
+    /// of their output.
     leaving: usize,
+    leaving_bytes: usize,
     /// Nothing could be taken; the timer will look again.
     resting: bool,
     /// Those that linger, the oldest first, with some that no longer do.
@@ -35,6 +38,11 @@ impl Pressure {
     /// Whether there is more to do in the next turn.
     pub(crate) fn is_on(&self) -> bool {
         (self.places_short > 0 || self.memory_short) && !self.resting
+    }
+
+    /// The kernel has let go of so many bytes of one that was told to go.
+    pub(crate) fn let_go(&mut self, bytes: usize) {
+        self.leaving_bytes -= bytes;
     }
 
     /// How many are remembered for having lingered.
@@ -68,9 +76,12 @@ impl Core {
         };
         let short = share(all, places.max(), mine).max(share(mine, places.core_max(), mine));
         self.pressure.places_short = short.saturating_sub(self.pressure.leaving);
-        let (used, max) = (self.memory.used(), self.settings.memory_bytes_max);
-        let limit = if self.pressure.memory_short { low } else { high };
-        self.pressure.memory_short = used >= max / 100 * limit;
+        let used = self.memory.used() - self.pressure.leaving_bytes;
+        let (max, goes_on) = (self.settings.memory_bytes_max, self.pressure.memory_short);
+        let limit = max / 100 * if goes_on { low } else { high };
+        // Until nobody has to wait any more.
+        let waits = goes_on || self.memory.is_short();
+        self.pressure.memory_short = used >= limit || (waits && used > Memory::enough(max));
         if !was_on {
             self.pressure.idle_ms = (self.settings.idle_ms / 2).max(ACTIVE_MS);
             self.pressure.hand = Walk::over(self.table.slots());
@@ -101,6 +112,10 @@ impl Core {
 
     /// Evicts some, if there is need.
     pub(crate) fn relieve_pressure(&mut self) {
+        if self.memory.is_short() && !self.pressure.memory_short {
+            // Everyone waits, so nobody takes any and looks.
+            self.feel_pressure();
+        }
         let mut evictions = EVICTIONS_MAX;
         while self.pressure.is_on() && self.pressure.places_short > 0 && evictions > 0 {
             let Some(id) = self.pressure.lingering.pop_front() else { break };
@@ -121,6 +136,8 @@ impl Core {
             if evictions > 0 && self.pressure.is_on() && self.is_victim(id) {
                 evictions -= 1;
                 self.evict(id);
+                // One may have held so much that it was enough.
+                self.feel_pressure();
             }
         }
         self.feel_pressure();
@@ -169,6 +186,8 @@ impl Core {
         self.pressure.places_short = self.pressure.places_short.saturating_sub(1);
         self.pressure.leaving += 1;
         self.end(id, CloseReason::Evicted);
+        let sending = self.table.get(id).map_or(0, |entry| entry.sending_bytes);
+        self.pressure.leaving_bytes += sending;
     }
 
     /// One that was told to go is gone.

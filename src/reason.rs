@@ -23,9 +23,13 @@ impl DeadlineKind {
 
 impl CloseReason {
     /// Whether the connection ends with a reset, which frees what the kernel holds for a peer that
-    /// does not take it. All others end with a FIN.
-    pub(crate) fn resets(self) -> bool {
-        matches!(self, CloseReason::WriteStall | CloseReason::MinRate | CloseReason::Aborted)
+    /// does not take it, and tells the peer that output was `cut_off`. All others end with a FIN.
+    pub(crate) fn resets(self, cut_off: bool) -> bool {
+        match self {
+            CloseReason::WriteStall | CloseReason::MinRate | CloseReason::Aborted => true,
+            CloseReason::Evicted => cut_off,
+            _ => false,
+        }
     }
 
     /// What a failed operation says of the peer. Who asks second hears only that the connection is

@@ -148,7 +148,10 @@ impl Core {
             return;
         };
         entry.in_flight -= 1;
-        entry.sending_bytes = 0;
+        let sending = std::mem::take(&mut entry.sending_bytes);
+        if entry.ended == Some(CloseReason::Evicted) {
+            self.pressure.let_go(sending);
+        }
         let sent = result.unwrap_or(0).min(gather.bytes());
         gather.advance(sent);
         self.memory.give_back(sent);

@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -68,6 +68,11 @@ fn over_the_budget_the_longest_stuck_go_and_nobody_else() {
     };
     assert!(active.iter().chain(&new).all(stays), "not the longest stuck went: {listed}");
     assert_eq!(old.iter().filter(|it| !stays(it)).count() as u64, gone);
+    for mut client in old.iter().filter(|it| !stays(it)) {
+        // A FIN would say that this was all.
+        let error = client.read_to_end(&mut Vec::new()).expect_err("a reset");
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    }
     drop((active, old, new, streams));
     settle(running, 20 + 6 + 4 + 4);
 }

@@ -301,17 +301,22 @@ fn over_the_memory_budget_the_longest_stuck_go_and_the_active_lose_no_byte() {
             good.filter(|peer| peer.is_answered() && peer.fate == Fate::Fin).count()
         };
         rig.turn_until("the active have everything", |rig| answered(rig) == 6);
-        // Three or four are too many for 85 %. What leaves is in use until the kernel has let go of
-        // it, and by then some more are told to go; but never one of the four that came last.
+        let waits = || rig.core.borrow_mut().memory.is_short();
+        (0..100).filter(|_| waits()).for_each(|_| pass(&rig, 1));
+        assert!(!waits(), "seed {seed}: somebody waits still");
+        // Three or four are too many for 85 %, and never is it one of the four that came last.
         let (stats, went) = (rig.stats(), evicted());
-        assert!((3..=8).contains(&went), "seed {seed}: {went}");
-        assert!(used() < MAX / 100 * 90, "seed {seed}: {} bytes", used());
+        assert!((3..=4).contains(&went), "seed {seed}: {went}");
+        assert!(used() <= MAX, "seed {seed}: {} bytes", used());
         assert_eq!((stats.closed.get(CloseReason::Finished), stats.closed.total()), (6, 6 + went));
         let world = rig.world.borrow();
-        let gone = world.past().iter().filter(|peer| peer.manner == Manner::Deaf);
-        let mut gone: Vec<u8> = gone.map(|peer| peer.plan[1]).collect();
+        let gone = || world.past().iter().filter(|peer| peer.manner == Manner::Deaf);
+        assert!(gone().all(|peer| peer.fate == Fate::Reset), "seed {seed}: a FIN says that is all");
+        let mut gone: Vec<u8> = gone().map(|peer| peer.plan[1]).collect();
         gone.sort_unstable();
-        assert!(gone.iter().copied().eq(0..went as u8), "seed {seed}: not the oldest: {gone:?}");
+        // But for a factor of two.
+        let oldest = gone.starts_with(&[0, 1]) && gone.iter().all(|n| *n < 6);
+        assert!(oldest, "seed {seed}: not the oldest: {gone:?}");
         drop(world);
         let before = paused.get();
         paused.set((before.0 + stats.pauses, before.1 + stats.memory_pauses));
