@@ -1,8 +1,8 @@
 //! A core that has much to do for one, or for newcomers, and a hundred others who go on as before.
 //!
-//! Measured in pairs: in every other round the same load goes to a plain thread of this process, so
-//! that the machine is as busy and only slipring's core is not. Medians of the rounds count, and of
-//! the attempts.
+//! Measured in pairs: in every other round the same load goes to a plain thread of this process, on
+//! the core's CPU, so that the machine is as busy and only slipring's core is not. Medians of the
+//! rounds count, and of the attempts.
 //!
 //! Where others keep the CPUs busy, the scheduler lets a core that works wait for milliseconds, and
 //! one that has slept not at all, which says nothing about slipring: such attempts don't count.
@@ -17,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{
-    config, connect, first_cpus, late, length, limit, not_run, settle, start, wait_until,
+    config, connect, first_cpus, late, length, limit, not_run, pin, settle, start, wait_until,
 };
 use slipring::{Config, Connection, Running, Server};
 
@@ -76,7 +76,14 @@ fn a_flood_leaves_buffers_to_a_hundred_small_connections() {
 fn compare(what: &str, load: impl Fn(SocketAddr, &AtomicBool) + Sync) {
     let _turn = turn();
     let (running, addr) = serve(one_core().connections_max(6_000).evict_percent(0));
-    let sink = sink(what == "flood");
+    // The core and what stands in for it have a CPU of their own, and who loads and pings another.
+    let cpus: Vec<u16> = first_cpus(2).split(',').map(|cpu| cpu.parse().expect("a CPU")).collect();
+    let [own, others_cpu] = cpus[..] else {
+        return not_run(what, "it takes two CPUs");
+    };
+    let sink = sink(what == "flood", own);
+    pin(others_cpu);
+    go_first();
     let mut clients: Vec<_> = (0..100).map(|_| connect(addr)).collect();
     ping(&mut clients);
     let (mut seen, mut ratios) = (Vec::new(), Vec::new());
@@ -173,11 +180,21 @@ fn serve(config: Config) -> (Running, SocketAddr) {
     }))
 }
 
+/// Has this thread, but none that it starts, run before all ordinary ones, where it may (sched(7)):
+/// who pings shares a CPU with who loads, and that wait is not the core's.
+fn go_first() {
+    let first = libc::sched_param { sched_priority: 1 };
+    let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
+    // SAFETY: reads one value that lives during the call.
+    unsafe { libc::sched_setscheduler(0, policy, &raw const first) };
+}
+
 /// A plain thread that accepts, and reads what comes if anything is to come.
-fn sink(reads: bool) -> SocketAddr {
+fn sink(reads: bool, cpu: u16) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
     let addr = listener.local_addr().expect("an address");
     thread::spawn(move || {
+        pin(cpu);
         let (mut held, mut buf) = (Vec::new(), vec![0; 1 << 16]);
         for mut stream in listener.incoming().flatten() {
             while reads && stream.read(&mut buf).is_ok_and(|count| count > 0) {}

@@ -116,7 +116,7 @@ async fn obey(mut conn: Connection) -> slipring::Result<()> {
     let peer = conn.peer_addr().map(|peer| peer.ip().to_string());
     let mut command = [0];
     let result = follow(&mut conn, &mut command).await;
-    let lost = result.as_ref().is_err_and(|error| error.kind() == ErrorKind::PeerReset);
+    let lost = result.as_ref().is_err_and(|error| error.kind() == ErrorKind::PeerDead);
     if lost && peer.is_some_and(|peer| peer.starts_with("10.77.")) {
         let found = if command == *b"t" { &FOUND_TALKING } else { &FOUND_IDLE };
         found.fetch_add(1, SeqCst);

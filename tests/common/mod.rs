@@ -131,6 +131,17 @@ pub fn first_cpus(count: usize) -> String {
     cpus.join(",")
 }
 
+/// Keeps the calling thread on one CPU (sched_setaffinity(2)).
+pub fn pin(cpu: u16) {
+    // SAFETY: no CPU is a valid set.
+    let mut cpus = unsafe { std::mem::zeroed::<libc::cpu_set_t>() };
+    // SAFETY: a set that is valid; the macro checks the number.
+    unsafe { libc::CPU_SET(cpu.into(), &mut cpus) };
+    // SAFETY: reads one set of that size.
+    let set = unsafe { libc::sched_setaffinity(0, size_of_val(&cpus), &raw const cpus) };
+    assert_eq!(set, 0, "pin: {}", std::io::Error::last_os_error());
+}
+
 /// The most descriptors that this process may have.
 pub fn fds_max() -> usize {
     let limits = std::fs::read_to_string("/proc/self/limits").expect("the kernel tells the limits");
