@@ -57,8 +57,8 @@ fn ticks() -> (u64, u64) {
     let (all, own) = (read("/proc/stat"), read("/proc/self/stat"));
     let all = all.lines().next().expect("the line of all CPUs");
     let own = own.rsplit_once(')').expect("a name").1;
-    // User, nice and system, interrupts of both kinds, and what the host has taken away. The own ones
-    // are user and system, the soft interrupts that came meanwhile included, and the same of
+    // User, nice and system, interrupts of both kinds, and what the host has taken away. The own
+    // ones are user and system, the soft interrupts that came meanwhile included, and the same of
     // children.
     (sum(all, 1, 3) + sum(all, 6, 3), sum(own, 11, 4))
 }
