@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Churns a server for so many minutes, ten by default, with clients that vanish, are slow,
-# half-close, reset, flood, come in crowds or behave well, and holds the books against the kernel at the end.
+# half-close, reset, flood, come in crowds or behave well, and holds the books against the kernel at
+# the end.
 #
 #   scripts/soak.sh [MINUTES]
 #

@@ -209,13 +209,13 @@ fn bind_unix(
         ListenAddr::Unix(path) => Some(SocketFile::of(path)?),
         _ => None,
     };
-    let first = OwnedFd::from(socket);
-    let mut sockets = Vec::with_capacity(cores);
+    let (first, backlog) = (OwnedFd::from(socket), settings.backlog as i32);
+    let mut bound = Bound { addr: addr.clone(), sockets: Vec::new(), file, backlog, start };
     for _ in 1..cores {
-        sockets.push(first.try_clone()?);
+        bound.sockets.push(first.try_clone()?);
     }
-    sockets.push(first);
-    Ok(Bound { addr: addr.clone(), sockets, file, backlog: settings.backlog as i32, start })
+    bound.sockets.push(first);
+    Ok(bound)
 }
 
 impl Bound {

@@ -87,7 +87,8 @@ impl Connection {
     /// * [`ErrorKind::Closed`]: the peer has ended its side, and `SLIPRING_HALF_CLOSE` is `abort`.
     ///
     /// # Cancel safety
-    /// Safe: what was received stays with the connection for the next call.
+    /// Safe: what was received stays with the connection for the next call. A future that is
+    /// dropped waits no more: no task is woken for it.
     pub fn recv(&mut self) -> impl Future<Output = Result<Option<Chunk>>> {
         self.read.recv()
     }
@@ -247,7 +248,7 @@ impl Connection {
     }
 
     /// Says that a message begins here. See [`ReadHalf::begin_message`].
-    pub fn begin_message(&self) {
+    pub fn begin_message(&mut self) {
         self.read.begin_message();
     }
 

@@ -13,6 +13,7 @@ mod limits;
 mod next;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 pub use self::limits::DeadlineKind;
 pub(crate) use self::limits::Limits;
@@ -60,6 +61,8 @@ pub(crate) struct Deadlines {
     jitter: u16,
     /// For how long nobody has waited for the message's bytes, since it was last looked at.
     unawaited_ms: u16,
+    /// For how long the handler had waited for input when it gave that up.
+    waited_ms: u32,
     opened: Opened,
     first_byte_seen: bool,
     half_closed: bool,
@@ -112,6 +115,7 @@ impl Deadlines {
             rare: with_heartbeat.then(|| Box::new(Rare { heartbeat, ..Rare::default() })),
             jitter,
             unawaited_ms: 0,
+            waited_ms: 0,
             opened: Opened::ByRead,
             first_byte_seen: false,
             half_closed: false,
@@ -152,27 +156,6 @@ impl Deadlines {
     /// The kernel took some output.
     pub(crate) fn sent(&mut self, now_ms: u64) {
         self.progress_ms = now_ms;
-    }
-
-    /// The handler begins to wait for input.
-    pub(crate) fn waits(&mut self, now_ms: u64) {
-        if self.is_in_message() {
-            let busy_ms = now_ms.saturating_sub(self.progress_ms.max(self.turned_ms));
-            let busy_ms = busy_ms.try_into().unwrap_or(u16::MAX);
-            self.unawaited_ms = self.unawaited_ms.saturating_add(busy_ms);
-        }
-        self.turned_ms = now_ms;
-    }
-
-    /// The handler is told of something else than input.
-    pub(crate) fn told(&mut self, now_ms: u64) {
-        self.turned_ms = now_ms;
-    }
-
-    /// The peer has ended its side.
-    pub(crate) fn half_closed(&mut self, now_ms: u64) {
-        self.half_closed = true;
-        self.turned_ms = now_ms;
     }
 
     /// A message begins, when so many bytes had been received; none does within another.
@@ -486,7 +469,7 @@ const KINDS_THAT_END: [DeadlineKind; 5] = [
 
 const NEVER: u64 = u64::MAX;
 
-const _: () = assert!(size_of::<Deadlines>() <= 88);
+const _: () = assert!(size_of::<Deadlines>() <= 96);
 
 /// How often a write stall's time is divided by looks; it ends at most two of them late.
 const LOOKS: u64 = 8;

@@ -66,7 +66,7 @@ pub(crate) struct Drain {
     phase: Phase,
     begun_ns: u64,
     deadline_ns: u64,
-    /// How long it takes to end all connections that there were when it was ordered.
+    /// How long it takes to end all connections that there are.
     crowd_ns: u64,
     /// Until then connections are still accepted though no new ones are wanted.
     hold_until_ns: Option<u64>,

@@ -33,7 +33,6 @@ impl Core {
         let all_ns = self.control.deadline_ns();
         let deadline_ns = all_ns.min(self.retire_ns);
         if deadline_ns < self.drain.deadline_ns() {
-            self.drain.expect(self.table.len());
             if all_ns == u64::MAX {
                 self.retired = true;
                 self.drain.retire(self.now_ns, deadline_ns);
@@ -50,6 +49,7 @@ impl Core {
 
     /// Goes through the phases that are due.
     pub(crate) fn advance_drain(&mut self) {
+        self.drain.expect(self.table.len());
         loop {
             if self.drain.end_hold(self.now_ns) {
                 self.stop_accept();

@@ -26,7 +26,7 @@ pub(crate) struct Entry {
     /// Its receive ends with every answer.
     pub(crate) receives_once: bool,
     pub(crate) sizing: Sizing,
-    /// The poll for a broken connection, while the receive is paused.
+    /// The poll for a broken connection, while the receive is paused or waits for buffers.
     pub(crate) hangup: Hangup,
     /// The peer has ended its side.
     pub(crate) eof: bool,
@@ -65,6 +65,8 @@ pub(crate) struct Entry {
     pub(crate) served: bool,
     /// It is idle, and the drain will close it when its time has come.
     pub(crate) farewell: bool,
+    /// Its protocol layer has ended what was the last message: nothing behind that is read.
+    pub(crate) had_its_last: bool,
     /// Why its handler was told that no more input comes, though the peer may have some.
     pub(crate) dismissed: Option<CloseReason>,
     /// How many holds there are on it, such as a [`Connection`](crate::Connection)'s halves; the
@@ -167,6 +169,7 @@ impl Entry {
             failed: None,
             served: false,
             farewell: false,
+            had_its_last: false,
             dismissed: None,
             handles: 1,
             listener: 0,

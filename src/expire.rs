@@ -92,12 +92,13 @@ impl Core {
         self.end_message(id, Opened::ByLayer);
         let draining = self.drain.is_draining();
         let Some(entry) = self.table.get_mut(id) else { return true };
+        entry.had_its_last = draining || entry.deadlines.is_retired();
         if entry.deadlines.is_retired() {
             entry.dismissed.get_or_insert(CloseReason::Lifetime);
         } else if draining {
             entry.dismissed.get_or_insert(CloseReason::Drained);
         }
-        entry.dismissed.is_some()
+        entry.had_its_last
     }
 
     /// Bytes of a connection were received and will not be read.
@@ -120,7 +121,10 @@ impl Core {
         let Some(next) = self.next_deadline(id) else { return };
         let Some(entry) = self.table.get_mut(id) else { return };
         entry.timer = None;
-        if next.at_ms <= self.now_ms {
+        // Its first byte may be among what the kernel has told of and nobody has heard.
+        let unheard = self.more_completions && self.now_ms < next.at_ms + UNHEARD_MS;
+        let postponed = unheard && next.expired == Expired::Kind(DeadlineKind::FirstByte);
+        if next.at_ms <= self.now_ms && !postponed {
             self.expired(id, next.expired);
         }
         self.arm_deadline(id);
@@ -129,12 +133,12 @@ impl Core {
     fn expired(&mut self, id: Id, expired: Expired) {
         let Some(entry) = self.table.get_mut(id) else { return };
         match expired {
-            // Its first byte may be among what was not heard yet.
-            Expired::Kind(DeadlineKind::FirstByte) if self.more_completions => {}
             Expired::Kind(DeadlineKind::FirstByte) if self.drain.is_draining() => {
                 // It had its grace to say something; now it is idle like the others.
                 entry.deadlines.excuse_first_byte();
-                entry.dismissed = Some(CloseReason::Drained);
+                if entry.socket.as_ref().is_none_or(|socket| socket.unread_bytes() == 0) {
+                    entry.dismissed = Some(CloseReason::Drained);
+                }
                 self.tasks.wake(&mut entry.reader);
             }
             Expired::Kind(DeadlineKind::Lifetime) => self.retire(id),
@@ -226,3 +230,6 @@ impl Entry {
         self.is_closing() || !matches!(self.reader, Wake::Nobody)
     }
 }
+
+/// For how long a completion that waits behind others may keep a deadline from being judged.
+pub(crate) const UNHEARD_MS: u64 = 100;

@@ -160,14 +160,15 @@ impl Core {
         while budget > 0 && self.listeners[index as usize].is_taking() {
             let draining = !self.drain.accepts();
             let late = draining && self.drain.is_late(self.now_ns);
-            if late && self.listeners[index as usize].last_call == 0 {
-                self.abandon_queue(index);
-                break;
-            }
-            let shared = self.retired && self.listeners[index as usize].receives_once;
-            if draining && shared && self.listeners[index as usize].last_call == 0 {
+            let Listener { receives_once, last_call, .. } = self.listeners[index as usize];
+            let shared = self.retired && receives_once;
+            if draining && shared && (late || last_call == 0) {
                 // A Unix socket's queue is shared: the cores that stay serve the rest of it.
                 self.queue_is_empty(index);
+                break;
+            }
+            if late && last_call == 0 {
+                self.abandon_queue(index);
                 break;
             }
             if !draining && !self.may_take() {

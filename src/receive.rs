@@ -11,6 +11,7 @@ use crate::driver::{Errno, Group, Op, Socket};
 use crate::ending::farewell_ns;
 use crate::entry::{Entry, Hangup, Linger, Receive};
 use crate::error::Result;
+use crate::expire::UNHEARD_MS;
 use crate::report::CloseReason;
 use crate::sys::bufs::Lease;
 use crate::table::Id;
@@ -31,7 +32,7 @@ impl Core {
             return Poll::Ready(Err(CloseReason::PeerReset.to_error("recv", None)));
         };
         entry.farewell = false;
-        if entry.dismissed.is_some() && entry.ended.is_none() {
+        if entry.had_its_last && entry.ended.is_none() {
             return Poll::Ready(Ok(None));
         }
         if let Some(input) = &mut entry.input {
@@ -49,7 +50,7 @@ impl Core {
             let limits = Some((&entry.deadlines, &self.limits));
             return Poll::Ready(Err(reason.to_error("recv", limits)));
         }
-        if entry.eof {
+        if entry.eof || entry.dismissed.is_some() {
             return Poll::Ready(Ok(None));
         }
         if mid_message > 0 && !entry.deadlines.is_in_message() {
@@ -64,22 +65,22 @@ impl Core {
         // What the kernel holds already will be here in the next turn, and is served; so is what
         // it has told of and nobody has heard.
         let quiet = between && entry.socket.as_ref().is_none_or(|it| it.unread_bytes() == 0);
-        let heard_all = !self.more_completions;
+        let due_ns = if quiet { farewell_ns(&self.drain, id, entry) } else { u64::MAX };
+        let patience_ns = due_ns.saturating_add(UNHEARD_MS * NS_PER_MS);
+        let heard_all = !self.more_completions || (draining && patience_ns <= self.now_ns);
         if quiet && heard_all && entry.deadlines.is_retired() {
             entry.dismissed = Some(CloseReason::Lifetime);
             return Poll::Ready(Ok(None));
         }
         let idle = quiet && (entry.deadlines.has_first_byte() || entry.deadlines.is_retired());
-        if idle && heard_all && farewell_ns(&self.drain, id, entry) <= self.now_ns {
+        if idle && heard_all && due_ns <= self.now_ns {
             entry.dismissed = Some(CloseReason::Drained);
             return Poll::Ready(Ok(None));
         }
-        if !entry.waits() {
-            entry.deadlines.waits(self.now_ms);
-        }
+        let goes_on = !entry.waits() && entry.deadlines.waits(self.now_ms);
         self.tasks.register(&mut entry.reader, cx.waker());
-        if idle {
-            entry.farewell = true;
+        entry.farewell = idle;
+        if idle || goes_on {
             self.arm_deadline(id);
         }
         Poll::Pending
@@ -91,7 +92,7 @@ impl Core {
         entry.farewell = false;
         if entry.waits() && !entry.is_closing() {
             self.tasks.discard(Some(std::mem::take(&mut entry.reader)));
-            entry.deadlines.told(self.now_ms);
+            entry.deadlines.stops_waiting(self.now_ms);
             self.arm_deadline(id);
         }
     }

@@ -75,7 +75,8 @@ close_reasons! {
     Rejected = "rejected",
     /// Its address had as many as one may have.
     PerIp = "per_ip",
-    /// It was idle and the server needed its place or its memory.
+    /// It was idle and the server needed its place; or its peer took no output, the server needed
+    /// the memory, and it was reset.
     Evicted = "evicted",
     /// The drain closed it while it was idle.
     Drained = "drained",

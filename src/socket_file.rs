@@ -2,11 +2,11 @@
 //! unless a successor has put its own in its place.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -15,14 +15,16 @@ use socket2::{Domain, SockAddr, Socket, Type};
 #[derive(Debug)]
 pub(crate) struct SocketFile {
     path: PathBuf,
-    /// Device and inode.
-    node: (u64, u64),
+    /// While it is held, no other file gets its number.
+    file: File,
 }
 
 impl SocketFile {
-    /// Notes whose file it is, right after the socket was bound.
+    /// Takes hold of the file, right after the socket was bound.
     pub(crate) fn of(path: &Path) -> io::Result<SocketFile> {
-        Ok(SocketFile { path: path.to_owned(), node: node(path)? })
+        let flags = libc::O_PATH | libc::O_NOFOLLOW;
+        let file = File::options().read(true).custom_flags(flags).open(path)?;
+        Ok(SocketFile { path: path.to_owned(), file })
     }
 }
 
@@ -30,16 +32,12 @@ impl Drop for SocketFile {
     fn drop(&mut self) {
         // While somebody starts there, the file is theirs, or they are about to remove it.
         if let Ok(_start) = lock_start(self.path.display())
-            && node(&self.path).is_ok_and(|node| node == self.node)
+            && let (Ok(own), Ok(there)) = (self.file.metadata(), fs::symlink_metadata(&self.path))
+            && (own.dev(), own.ino()) == (there.dev(), there.ino())
         {
             let _ = fs::remove_file(&self.path);
         }
     }
-}
-
-fn node(path: &Path) -> io::Result<(u64, u64)> {
-    let meta = fs::symlink_metadata(path)?;
-    Ok((meta.dev(), meta.ino()))
 }
 
 /// Of two instances that start at once, neither listens when the other looks. An abstract Unix
@@ -97,9 +95,11 @@ mod tests {
         let path = path("own");
         let first = UnixListener::bind(&path).expect("bind");
         let file = SocketFile::of(&path).expect("its file");
+        // Nothing but what is held keeps the number of the file from being given again.
+        drop(first);
         fs::remove_file(&path).expect("a successor removes it");
         let second = UnixListener::bind(&path).expect("and binds its own");
-        drop((first, file));
+        drop(file);
         assert!(path.exists(), "the successor's");
         drop(SocketFile::of(&path).expect("its file"));
         assert!(!path.exists());

@@ -153,7 +153,7 @@ impl ReadHalf {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn begin_message(&self) {
+    pub fn begin_message(&mut self) {
         let Link { core, id } = &self.link;
         core.borrow_mut().begin_message(*id);
     }

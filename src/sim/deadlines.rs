@@ -42,6 +42,7 @@ fn ended(rig: &Rig, mut act: impl FnMut(u64, &mut Peer)) -> Option<(CloseReason,
         pass(rig, STEP_MS, |_, peer| act(now_ms, peer));
         let ended = rig.core.borrow_mut().table.iter().find_map(|(_, entry)| entry.ended);
         if let Some(reason) = ended {
+            settle(rig);
             end_operations(rig);
             return Some((reason, now_ms + STEP_MS));
         }
@@ -73,6 +74,27 @@ fn a_handler_that_has_given_up_waiting_has_the_handlers_limit_and_not_the_idle_o
         connect(&rig);
         say(&rig, b"x");
         assert_on_time(ended(&rig, |_, _| ()), CloseReason::Handler, 1_000 + handler_ms);
+        finish(&rig);
+    }
+}
+
+/// Nor does it help a peer that is silent that its handler asks again and again.
+#[test]
+fn a_handler_that_waits_piece_by_piece_waits_all_in_all() {
+    for pause_ms in [0, 500] {
+        let rig = Rig::by_hand(config().idle_ms(10_000), move |mut conn| async move {
+            conn.recv().await?;
+            loop {
+                match timeout(Duration::from_secs(1), conn.recv()).await {
+                    Ok(chunk) => drop(chunk?),
+                    Err(_) => sleep(Duration::from_millis(pause_ms)).await,
+                }
+            }
+        });
+        connect(&rig);
+        say(&rig, b"x");
+        let limit_ms = 10_000 + 10 * pause_ms;
+        assert_on_time(ended(&rig, |_, _| ()), CloseReason::Idle, limit_ms);
         finish(&rig);
     }
 }

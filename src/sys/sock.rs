@@ -37,7 +37,7 @@ pub(crate) fn discard(socket: BorrowedFd<'_>, mut most: usize) {
     let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
     while most > 0 {
         // A Unix socket copies all the same, so there is a buffer.
-        let mut buf = [0u8; 4096];
+        let mut buf = [0u8; 16_384];
         // SAFETY: a TCP socket writes nothing, any other at most as much as the buffer holds.
         let count =
             unsafe { libc::recv(socket.as_raw_fd(), buf.as_mut_ptr().cast(), buf.len(), flags) };
