@@ -98,7 +98,10 @@ fn churn(test: &str, world: Option<&World>) {
     let total = handle.stats().total();
     assert_eq!(total.accepted, total.closed.total(), "{stats}");
     assert_eq!((total.mismatches, total.panics, total.unknown), (0, 0, 0), "{stats}");
-    for reason in REASONS {
+    // In a short run the few crowds may be thinned out by evictions before they are too many for
+    // one address.
+    let short = length() < 5;
+    for reason in REASONS.into_iter().filter(|reason| !short || *reason != CloseReason::PerIp) {
         assert!(total.closed.get(reason) >= length(), "too few: {reason:?}: {:?}", total.closed);
     }
     assert!(world.is_none() || found.iter().all(|found| *found >= length()), "{found:?}");
