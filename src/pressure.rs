@@ -199,9 +199,10 @@ impl Core {
 }
 
 impl Entry {
-    /// Whether it lingers, and nothing else has ended it.
+    /// Whether it lingers, and nothing else has ended it. One that was refused has no place that
+    /// another could have.
     fn lingers(&self) -> bool {
-        self.linger == Linger::Now && self.ended.is_none()
+        self.linger == Linger::Now && self.ended.is_none() && !self.is_refused()
     }
 
     /// How long it has made no progress.

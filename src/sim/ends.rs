@@ -9,7 +9,7 @@ use super::World;
 use super::hands::{Gate, Heard, connect, entry, finish, say, settle};
 use super::peer::{Fate, Peer};
 use super::rig::{Rig, place};
-use crate::config::Config;
+use crate::config::{Config, Overload};
 use crate::post::Message;
 use crate::report::CloseReason;
 use crate::time::sleep;
@@ -151,4 +151,19 @@ fn tasks_of_other_threads_that_are_never_begun_are_counted() {
     rig.world.borrow_mut().orders.by_hand = false;
     rig.drain(0);
     assert_eq!((rig.stats().tasks_forced, rig.stats().tasks_refused), (5, 5));
+}
+
+/// Who was refused lingers for a moment and has no place: it is not who makes room.
+#[test]
+fn those_that_were_refused_are_not_evicted_for_room() {
+    let config = Config::default().connections_max(3).overload(Overload::Reject);
+    let rig = Rig::by_hand(config.evict_percent(50), Heard::default().reads_all());
+    (0..3).for_each(|_| {
+        connect(&rig);
+    });
+    let refused = connect(&rig);
+    (0..20).for_each(|_| settle(&rig));
+    entry(&rig, refused, |entry| assert_eq!(entry.ended, None, "evicted for room"));
+    finish(&rig);
+    assert_eq!(rig.stats().closed.get(CloseReason::Evicted), 0);
 }
