@@ -2,12 +2,14 @@
 //!
 //! ```text
 //! scripts/compare.sh [--quick] [--rounds 5] [--seconds 1] [--rows KEY,..] [--servers NAME,..]
-//!                    [--out DIR] [--server-cpu 0] [--load-cpu 1]
+//!                    [--out DIR] [--server-cpu 0] [--load-cpu 1] [--before SERVE]
 //! ```
 //!
 //! `--quick` is one round of 0.2 s with smaller crowds: it shows that everything works, and its
 //! figures mean nothing, so they go to the temporary folder unless `--out` says where. `--seconds`
 //! is per server, question and round. Results go to `benches/results/DATE`, beside older ones.
+//! `--before` is another build's `serve`: its slipring is what this one's is compared to, beside
+//! the yardstick alone (`scripts/regress.sh`).
 //! The exit code is 1 when a server failed at something, which the results then name.
 
 use std::{
@@ -41,6 +43,7 @@ pub struct Options {
     rows: Vec<String>,
     servers: Vec<String>,
     out: Option<PathBuf>,
+    before: Option<PathBuf>,
     server_cpu: usize,
     load_cpu: usize,
 }
@@ -66,6 +69,7 @@ impl Options {
             rows: Vec::new(),
             servers: Vec::new(),
             out: None,
+            before: None,
             server_cpu: 0,
             load_cpu: 1,
         };
@@ -79,6 +83,7 @@ impl Options {
                 "--rows" => options.rows = list(value()?),
                 "--servers" => options.servers = list(value()?),
                 "--out" => options.out = Some(value()?.into()),
+                "--before" => options.before = Some(value()?.into()),
                 "--server-cpu" => options.server_cpu = value()?.parse()?,
                 "--load-cpu" => options.load_cpu = value()?.parse()?,
                 _ => Err(format!("{argument}: not an option"))?,
@@ -107,6 +112,10 @@ impl Options {
                 *connections = (*connections).min((nofile as usize).saturating_sub(RESERVE));
             }
         }
+        if self.before.is_some() {
+            rows.retain(|row| row.servers.contains(&"slipring"));
+            rows.iter_mut().for_each(|row| row.servers = rows::BEFORE);
+        }
         rows
     }
 }
@@ -119,7 +128,8 @@ fn compare(options: &Options) -> Result<bool> {
     if nofile < NOFILE {
         println!("crowds are smaller than they should be: RLIMIT_NOFILE is {nofile}, not {NOFILE}");
     }
-    let known = served::names()?;
+    let mut known = served::names()?;
+    known.extend(options.before.is_some().then(|| rows::BEFORE[0].to_owned()));
     for name in &options.servers {
         let known = known.iter().any(|known| known == name);
         known.then_some(()).ok_or_else(|| format!("{name}: not in this build"))?;

@@ -90,7 +90,7 @@ pub fn round(
         let mut order = names.to_vec();
         order.rotate_left(number % names.len());
         let whole = |name: &'static str| {
-            let served = Served::start(name, row, options.server_cpu)?;
+            let served = Served::start(name, row, options)?;
             whole(row, &served, options.seconds)
         };
         return order.into_iter().map(|name| (name, whole(name))).collect();
@@ -128,7 +128,7 @@ impl Contender {
 
 /// Starts a server and its load, and warms both up.
 fn prepare(name: &str, row: &Row, options: &Options) -> Result<(Served, Load)> {
-    let served = Served::start(name, row, options.server_cpu)?;
+    let served = Served::start(name, row, options)?;
     let address = served.address;
     let echo = |connections, bytes, pipeline, poll| Plan {
         address,

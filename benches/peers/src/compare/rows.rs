@@ -86,6 +86,8 @@ pub const ECHO: &[&str] = &[
     "epoll",
     "glommio",
 ];
+/// slipring as another build has it, this build's, and the yardstick.
+pub const BEFORE: &[&str] = &["before", "slipring", "minimal"];
 /// No HTTP server is a yardstick; the most used one stands in.
 pub const HTTP: &[&str] =
     &["hyper-tokio", "hyper-monoio", "hyper-compio", "ntex-http", "actix-web"];

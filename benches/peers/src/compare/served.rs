@@ -16,7 +16,10 @@ use slipring_peers::{
     rig::{self, CpuTime},
 };
 
-use super::{Result, rows::Row};
+use super::{
+    Options, Result,
+    rows::{self, Row},
+};
 
 pub struct Served {
     child: Child,
@@ -24,9 +27,13 @@ pub struct Served {
 }
 
 impl Served {
-    pub fn start(name: &str, row: &Row, cpu: usize) -> Result<Self> {
-        let mut command = Command::new(program()?);
-        command.args([name, "127.0.0.1:0", &cpu.to_string()]);
+    pub fn start(name: &str, row: &Row, options: &Options) -> Result<Self> {
+        let (program, known_as) = match &options.before {
+            Some(before) if name == rows::BEFORE[0] => (before.clone(), "slipring"),
+            _ => (program()?, name),
+        };
+        let mut command = Command::new(program);
+        command.args([known_as, "127.0.0.1:0", &options.server_cpu.to_string()]);
         command.args(["--buffer-bytes", &row.buffer_bytes(name).to_string()]);
         command.args(["--connections-max", &row.connections_max().to_string()]);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
