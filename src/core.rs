@@ -123,7 +123,6 @@ pub(crate) struct Core {
     pub(crate) post: Post,
     pub(crate) inspections: Inspections,
     pub(crate) audit: Audit,
-    completions: Vec<Completion>,
     /// The kernel has told of more than this turn has heard.
     pub(crate) more_completions: bool,
     /// What has come from other threads and is still to be heard.
@@ -194,7 +193,6 @@ impl Core {
                 post,
                 inspections: Inspections::default(),
                 audit: Audit::default(),
-                completions: Vec::new(),
                 more_completions: false,
                 mail: VecDeque::new(),
                 fired: Vec::with_capacity(settings.expiry_budget as usize),
@@ -225,18 +223,16 @@ impl Core {
         }
         self.counters.watch.turn_begins(coarse_ms());
         self.heed(entered)?;
-        let budget = self.settings.completion_budget as usize;
         self.turn += 1;
-        let mut completions = std::mem::take(&mut self.completions);
-        self.more_completions = self.driver.reap(&mut completions, budget);
         self.now_ns = self.driver.now_ns();
         self.now_ms = self.now_ns / NS_PER_MS;
-        self.pauses.back(self.now_ns, !completions.is_empty());
+        self.pauses.back(self.now_ns, self.driver.is_ready());
         self.wheel.advance(self.now_ms);
-        for completion in completions.drain(..) {
+        for _ in 0..self.settings.completion_budget {
+            let Some(completion) = self.driver.next() else { break };
             self.dispatch(completion);
         }
-        self.completions = completions;
+        self.more_completions = self.driver.is_ready();
         self.take_connections();
         self.relieve_pressure();
         self.wake_memory_waiters();
@@ -319,7 +315,7 @@ impl Core {
         let Completion { token, last, outcome } = completion;
         let id = Id { index: token.slot(), generation: token.generation() };
         match outcome {
-            Outcome::Accepted(result) => self.on_accepted(token.slot(), result),
+            Outcome::Accepted(result, queue) => self.on_accepted(token.slot(), result, queue),
             Outcome::Received(result) => self.on_received(id, last, result),
             Outcome::Sent(result, gather) => self.on_sent(id, result, gather),
             Outcome::Hangup(result) => self.on_hangup(id, result),

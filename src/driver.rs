@@ -57,7 +57,7 @@ pub(crate) struct Completion {
 /// What became of an operation, with what it gives back.
 #[derive(Debug)]
 pub(crate) enum Outcome {
-    Accepted(Result<Socket, Errno>),
+    Accepted(Result<Socket, Errno>, Queue),
     /// `Ok(None)` is the end of the stream.
     Received(Result<Option<Lease>, Errno>),
     /// How much was taken, and the bytes again.
@@ -68,6 +68,15 @@ pub(crate) enum Outcome {
     Doorbell,
     /// Whether the target was found; it completes by itself.
     Cancelled(Result<(), Errno>),
+}
+
+/// What is behind an accepted connection in the listener's queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Queue {
+    Empty,
+    More,
+    /// The kernel does not say.
+    Unknown,
 }
 
 /// An error number of the kernel (errno(3)), positive.
@@ -329,9 +338,14 @@ impl Driver {
         either!(self, driver => driver.enter(wait))
     }
 
-    /// Takes over at most `budget` completions; true if more are there.
-    pub(crate) fn reap(&mut self, into: &mut Vec<Completion>, budget: usize) -> bool {
-        either!(self, driver => driver.reap(into, budget))
+    /// Takes over the next completion, if one is there.
+    pub(crate) fn next(&mut self) -> Option<Completion> {
+        either!(self, driver => driver.next())
+    }
+
+    /// Whether there is one.
+    pub(crate) fn is_ready(&mut self) -> bool {
+        either!(self, driver => driver.is_ready())
     }
 
     pub(crate) fn pool(&self) -> &Rc<Pool> {

@@ -336,27 +336,24 @@ pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
 
 impl CoreCell {
     pub(crate) fn run_tasks(self: &Rc<CoreCell>) {
-        let budget = self.borrow_mut().settings.task_budget;
         let mut now_ms = coarse_ms();
-        for _ in 0..budget {
-            if self.bury() {
+        let mut core = self.borrow_mut();
+        for _ in 0..core.settings.task_budget {
+            if core.has_unburied() {
+                drop(core);
+                self.bury();
                 now_ms = coarse_ms();
+                core = self.borrow_mut();
             }
-            let next = {
-                let mut core = self.borrow_mut();
-                core.tasks.collect_local_wakes();
-                core.tasks.start_next()
-            };
-            let Some((id, scope, place, mut body)) = next else { break };
-            {
-                let counters = &self.borrow_mut().counters;
-                counters.running.set(place);
-                counters.watch.poll_begins(now_ms);
-            }
+            core.tasks.collect_local_wakes();
+            let Some((id, scope, place, mut body)) = core.tasks.start_next() else { break };
+            core.counters.running.set(place);
+            core.counters.watch.poll_begins(now_ms);
+            drop(core);
             let mut cx = Context::from_waker(&body.waker);
             let polled = catch_unwind(AssertUnwindSafe(|| body.future.as_mut().poll(&mut cx)));
             let polled = polled.map_err(discard_panic);
-            let mut core = self.borrow_mut();
+            core = self.borrow_mut();
             core.counters.polls.add(1);
             now_ms = coarse_ms();
             if core.counters.watch.poll_ends(place, now_ms) {
@@ -378,21 +375,19 @@ impl CoreCell {
                 }
             }
         }
+        drop(core);
         self.bury();
         self.borrow_mut().tasks.collect_local_wakes();
     }
 
-    /// Drops the futures and wakes the wakers that wait for the core to be free. False when there
-    /// were none.
-    pub(crate) fn bury(self: &Rc<CoreCell>) -> bool {
-        let mut any = false;
+    /// Drops the futures and wakes the wakers that wait for the core to be free.
+    pub(crate) fn bury(self: &Rc<CoreCell>) {
         loop {
             let (dead, (wakers, displaced)) = {
                 let mut core = self.borrow_mut();
-                if core.graveyard.is_empty() && !core.tasks.has_wakers() {
-                    return any;
+                if !core.has_unburied() {
+                    return;
                 }
-                any = true;
                 (std::mem::take(&mut core.graveyard), core.tasks.take_wakers())
             };
             drop_guarded(dead);
@@ -407,6 +402,10 @@ impl CoreCell {
 }
 
 impl Core {
+    fn has_unburied(&self) -> bool {
+        !self.graveyard.is_empty() || self.tasks.has_wakers()
+    }
+
     fn finish_task(&mut self, id: Id, scope: Scope, body: Body) {
         self.tasks.finish(id);
         if let Scope::Handler(connection) | Scope::Child(connection) = scope

@@ -10,7 +10,7 @@ use crate::conn::Link;
 use crate::core::{Core, Timer};
 use crate::deadline::{DeadlineKind, Deadlines};
 use crate::drain::Phase;
-use crate::driver::{Errno, Op, Socket};
+use crate::driver::{Errno, Op, Queue, Socket};
 use crate::entry::Entry;
 use crate::executor::{LocalFuture, Scope};
 use crate::post::Message;
@@ -157,6 +157,7 @@ impl Core {
 
     /// Takes connections of one listener, and returns what is left of the budget.
     fn take_some(&mut self, index: u32, mut budget: u32) -> u32 {
+        let mut queued = None;
         while budget > 0 && self.listeners[index as usize].is_taking() {
             let draining = !self.drain.accepts();
             let late = draining && self.drain.is_late(self.now_ns);
@@ -178,6 +179,17 @@ impl Core {
             }
             let listener = &mut self.listeners[index as usize];
             let Some(socket) = &listener.socket else { break };
+            // To ask costs less than a try in vain. A drain tries: it has to be sure.
+            let left = match queued {
+                None if draining || receives_once => u64::MAX,
+                None => socket.queued_connections(),
+                Some(left) => left,
+            };
+            queued = Some(left.saturating_sub(1));
+            if left == 0 && !draining {
+                self.queue_is_empty(index);
+                break;
+            }
             match socket.accept_now() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.queue_is_empty(index);
@@ -296,12 +308,16 @@ impl Core {
         }
     }
 
-    pub(crate) fn on_accepted(&mut self, index: u32, result: Result<Socket, Errno>) {
+    pub(crate) fn on_accepted(&mut self, index: u32, result: Result<Socket, Errno>, queue: Queue) {
         let Some(listener) = self.listeners.get_mut(index as usize) else { return };
         listener.accept = Accept::Taking;
         // Trying in vain costs the kernel nearly as much as accepting. So after a lone connection
         // it is left to the next accept to find out whether there are more.
-        let burst = self.turn <= listener.accepted_turn + 1;
+        let burst = match queue {
+            Queue::Empty => false,
+            Queue::More => true,
+            Queue::Unknown => self.turn <= listener.accepted_turn + 1,
+        };
         listener.accepted_turn = self.turn;
         self.take_in_connection(index, result);
         let lone = !burst && self.listeners[index as usize].is_taking();

@@ -114,7 +114,7 @@ impl Trial {
             }
             let wait = Wait::AtMostNs(TRY_NS);
             self.driver.enter(wait).map_err(not_entered)?;
-            self.driver.reap(&mut self.seen, usize::MAX);
+            self.seen.extend(std::iter::from_fn(|| self.driver.next()));
         }
         Err(Error::new(ErrorKind::Unsupported, format!("try out io_uring: {:?}", token.kind()))
             .because("the kernel did not answer within a second"))

@@ -42,8 +42,11 @@ impl Core {
             }
             let bytes = chunk.as_ref().map_or(0, |chunk| chunk.len());
             entry.input_bytes -= bytes;
+            let off = entry.receive == Receive::Off;
             self.memory.give_back(bytes);
-            self.resume_receive(id);
+            if off {
+                self.resume_receive(id);
+            }
             return Poll::Ready(Ok(chunk));
         }
         if let Some(reason) = entry.ended {
@@ -53,13 +56,12 @@ impl Core {
         if entry.eof || entry.dismissed.is_some() {
             return Poll::Ready(Ok(None));
         }
-        if mid_message > 0 && !entry.deadlines.is_in_message() {
+        let opens = mid_message > 0 && !entry.deadlines.is_in_message();
+        if opens {
             let began_bytes = entry.bytes_in - mid_message as u64;
             let began_ms = self.now_ns.div_ceil(NS_PER_MS);
             entry.deadlines.begin_message(began_ms, Opened::ByRead, began_bytes);
-            self.arm_deadline(id);
         }
-        let Some(entry) = self.table.get_mut(id) else { return Poll::Pending };
         let between =
             (draining || entry.deadlines.is_retired()) && !entry.deadlines.is_in_message();
         // What the kernel holds already will be here in the next turn, and is served; so is what
@@ -80,7 +82,7 @@ impl Core {
         let goes_on = !entry.waits() && entry.deadlines.waits(self.now_ms);
         self.tasks.register(&mut entry.reader, cx.waker());
         entry.farewell = idle;
-        if idle || goes_on {
+        if idle || goes_on || opens {
             self.arm_deadline(id);
         }
         Poll::Pending
@@ -146,7 +148,11 @@ impl Core {
             entry.receive = Receive::Off;
         }
         match result {
-            Ok(Some(lease)) => self.take_in(id, lease),
+            Ok(Some(lease)) => {
+                if self.take_in(id, lease) {
+                    return;
+                }
+            }
             Ok(None) => {
                 entry.eof = true;
                 entry.receive = Receive::Over;
@@ -185,31 +191,36 @@ impl Core {
         self.after_receive(id);
     }
 
-    fn take_in(&mut self, id: Id, lease: Lease) {
+    /// Puts what was received into the connection's queue. True if the receive simply goes on.
+    fn take_in(&mut self, id: Id, lease: Lease) -> bool {
         let stamp_ms = self.stamp_ms();
-        let Some(entry) = self.table.get_mut(id) else { return };
-        self.counters.bytes_received.add(lease.len() as u64);
-        entry.bytes_in += lease.len() as u64;
+        let bytes = lease.len();
+        let Some(entry) = self.table.get_mut(id) else { return true };
+        self.counters.bytes_received.add(bytes as u64);
+        entry.bytes_in += bytes as u64;
         if entry.is_closing() || entry.ended.is_some() {
-            self.throw_away(id, lease.len());
-            return;
+            self.throw_away(id, bytes);
+            return false;
         }
         entry.rearmed = false;
-        entry.sizing.received(lease.len(), lease.left_some(), self.settings.bulk_bytes());
+        entry.sizing.received(bytes, lease.left_some(), self.settings.bulk_bytes());
         entry.farewell = false;
         let first = !entry.deadlines.has_first_byte();
         entry.deadlines.received(stamp_ms);
-        let bytes = lease.len();
         entry.input_bytes += bytes;
         let spare = &mut self.spare_inputs;
         let input = entry.input.get_or_insert_with(|| spare.pop().unwrap_or_default());
         input.push_back(Chunk::new(lease));
+        let chunks = input.len();
+        let goes_on = entry.receive == Receive::Armed && !entry.sizing.is_outgrown();
+        let room = entry.input_bytes <= self.settings.receive_queue_bytes && chunks < CHUNKS_MAX;
         self.tasks.wake(&mut entry.reader);
         self.take_memory(bytes);
         if first {
             // From now on it may have to be asked for signs of life.
             self.arm_deadline(id);
         }
+        goes_on && room && !self.memory.is_short()
     }
 
     /// Decides what a receive that has answered, or ended, does next.

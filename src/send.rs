@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 
 use crate::buf::SendBuf;
 use crate::core::Core;
-use crate::driver::{Errno, Op};
+use crate::driver::{Driver, Errno, Op};
 use crate::entry::Entry;
 use crate::error::Result;
 use crate::report::CloseReason;
@@ -92,14 +92,13 @@ impl Core {
         self.take_memory(bytes);
         let stamp_ms = self.stamp_ms();
         let entry = self.table.get_mut(id).expect("invariant: the caller has seen the entry");
-        let began = entry.deadlines.output_began(stamp_ms, entry.bytes_out);
-        if !std::mem::replace(&mut entry.dirty, true) {
-            self.dirty.push(id);
-        }
-        if began {
+        if entry.deadlines.output_began(stamp_ms, entry.bytes_out) {
             self.arm_deadline(id);
         }
         let entry = self.table.get_mut(id).expect("invariant: the caller has seen the entry");
+        if !std::mem::replace(&mut entry.dirty, true) {
+            self.dirty.push(id);
+        }
         let spare = &mut self.spare;
         entry.output.get_or_insert_with(|| spare.pop().unwrap_or_else(|| Box::new(Gather::new())))
     }
@@ -110,7 +109,7 @@ impl Core {
         for id in dirty.drain(..) {
             if let Some(entry) = self.table.get_mut(id) {
                 entry.dirty = false;
-                self.start_send(id);
+                entry.send_queued(id, &mut self.driver);
             }
         }
         self.dirty = dirty;
@@ -118,22 +117,9 @@ impl Core {
 
     /// Sends what is queued, unless a send is in flight already.
     pub(crate) fn start_send(&mut self, id: Id) {
-        let Some(entry) = self.table.get_mut(id) else { return };
-        if entry.sending_bytes > 0 || entry.ended.is_some() {
-            return;
+        if let Some(entry) = self.table.get_mut(id) {
+            entry.send_queued(id, &mut self.driver);
         }
-        if let Some(gather) = entry.output.take_if(|gather| !gather.is_empty()) {
-            self.send(id, gather);
-        }
-    }
-
-    fn send(&mut self, id: Id, gather: Box<Gather>) {
-        let Some(entry) = self.table.get_mut(id) else { return };
-        let Some(socket) = &entry.socket else { return };
-        entry.sending_bytes = gather.bytes();
-        entry.in_flight += 1;
-        let token = Token::new(Kind::Send, id.index, id.generation);
-        self.driver.push(token, Op::Send { socket: socket.name(), gather });
     }
 
     pub(crate) fn on_sent(
@@ -161,14 +147,24 @@ impl Core {
             entry.deadlines.sent(stamp_ms);
         }
         if gather.is_empty() {
+            let queued = entry.queued_bytes();
+            if queued == 0 || queued < self.settings.send_queue_bytes / 2 {
+                self.tasks.wake(&mut entry.writer);
+            }
+            let over = entry.is_closing() || entry.ended.is_some();
+            if queued > 0 {
+                entry.send_queued(id, &mut self.driver);
+            }
             self.keep(gather);
-            self.after_send(id);
+            if queued == 0 && over {
+                self.advance_close(id);
+            }
             return;
         }
         let transient = matches!(result, Err(Errno(libc::EINTR | libc::EAGAIN)));
         if entry.ended.is_none() && (sent > 0 || transient) {
             // The kernel took a part: the rest goes out before anything else, or says why not.
-            self.send(id, gather);
+            entry.send(id, gather, &mut self.driver);
             return;
         }
         let errno = result.err().unwrap_or(Errno(0));
@@ -186,22 +182,26 @@ impl Core {
             self.spare.push(gather);
         }
     }
-
-    fn after_send(&mut self, id: Id) {
-        let Some(entry) = self.table.get_mut(id) else { return };
-        let queued = entry.queued_bytes();
-        if queued == 0 || queued < self.settings.send_queue_bytes / 2 {
-            self.tasks.wake(&mut entry.writer);
-        }
-        if queued > 0 {
-            self.start_send(id);
-        } else if entry.is_closing() || entry.ended.is_some() {
-            self.advance_close(id);
-        }
-    }
 }
 
 impl Entry {
+    fn send_queued(&mut self, id: Id, driver: &mut Driver) {
+        if self.sending_bytes > 0 || self.ended.is_some() {
+            return;
+        }
+        if let Some(gather) = self.output.take_if(|gather| !gather.is_empty()) {
+            self.send(id, gather, driver);
+        }
+    }
+
+    fn send(&mut self, id: Id, gather: Box<Gather>, driver: &mut Driver) {
+        let Some(socket) = &self.socket else { return };
+        self.sending_bytes = gather.bytes();
+        self.in_flight += 1;
+        let token = Token::new(Kind::Send, id.index, id.generation);
+        driver.push(token, Op::Send { socket: socket.name(), gather });
+    }
+
     /// Forgets what was not sent, and says how much that was.
     pub(crate) fn abandon_output(&mut self) -> usize {
         self.output.take().map_or(0, |gather| gather.bytes())

@@ -118,9 +118,7 @@ impl Core {
     /// Submits what is queued, and hears what has ended.
     fn hear(&mut self, wait: Wait) {
         let _ = self.driver.enter(wait);
-        let mut completions = Vec::new();
-        self.driver.reap(&mut completions, usize::MAX);
-        for completion in completions {
+        while let Some(completion) = self.driver.next() {
             self.dispatch(completion);
         }
     }

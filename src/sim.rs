@@ -26,7 +26,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::rc::Rc;
 
-use crate::driver::{Completion, DriverCounters, Errno, Group, Name, Op, Outcome, Wait};
+use crate::driver::{Completion, DriverCounters, Errno, Group, Name, Op, Outcome, Queue, Wait};
 use crate::sys::bufs::{Lease, Pool};
 use crate::sys::gather::Gather;
 use crate::token::{Kind, Token};
@@ -173,7 +173,7 @@ impl World {
     /// Accepted connections of which the core has not heard yet.
     pub(crate) fn accepted_unreaped(&self) -> usize {
         let marker =
-            |done: &&Completion| matches!(done.outcome, Outcome::Accepted(Err(Errno(..0))));
+            |done: &&Completion| matches!(done.outcome, Outcome::Accepted(Err(Errno(..0)), _));
         self.ready.iter().filter(marker).count()
     }
 
@@ -320,18 +320,25 @@ impl World {
 
     fn work_accept(&mut self, token: Token, op: Op, cancelled: bool, early_end: bool) {
         if cancelled && self.rng.percent(50) {
-            let error = Outcome::Accepted(Err(Errno(libc::ECANCELED)));
+            let error = Outcome::Accepted(Err(Errno(libc::ECANCELED)), Queue::Unknown);
             return self.complete(token, true, error);
         }
         if self.lacks_descriptor() || early_end && self.rng.percent(20) {
-            return self.complete(token, true, Outcome::Accepted(Err(Errno(libc::EMFILE))));
+            let error = Outcome::Accepted(Err(Errno(libc::EMFILE)), Queue::Unknown);
+            return self.complete(token, true, error);
         }
         match self.backlog.pop_front() {
             Some(peer) => {
                 let fd = self.free_fd();
                 self.streams.insert(fd, peer);
-                // The socket is made by `reap`, which has the world's reference.
-                self.complete(token, true, Outcome::Accepted(Err(Errno(-fd))));
+                // The socket is made by `next`, which has the world's reference.
+                let queue = match self.backlog.is_empty() {
+                    // Some kernels do not say.
+                    _ if self.rng.percent(30) => Queue::Unknown,
+                    true => Queue::Empty,
+                    false => Queue::More,
+                };
+                self.complete(token, true, Outcome::Accepted(Err(Errno(-fd)), queue));
             }
             None => self.again(token, op, 0, cancelled),
         }

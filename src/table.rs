@@ -16,8 +16,16 @@ pub(crate) struct Id {
 /// Freed slots are reused last in, first out, so that the hot ones stay in cache.
 #[derive(Debug)]
 pub(crate) struct Table<T> {
-    slab: Slab<T>,
+    slab: Slab<Tenant<T>>,
+    /// Of each slot's next tenant; of the one that is there, if one is.
     generations: Vec<u32>,
+}
+
+/// Who is looked up most of the time is there, so its generation lies beside it.
+#[derive(Debug)]
+struct Tenant<T> {
+    generation: u32,
+    value: T,
 }
 
 impl<T> Table<T> {
@@ -30,11 +38,12 @@ impl<T> Table<T> {
     }
 
     pub(crate) fn insert(&mut self, value: T) -> Id {
-        let index = self.slab.insert(value);
-        if index == self.generations.len() {
-            self.generations.push(0);
+        let id = self.next_id();
+        if id.index as usize == self.generations.len() {
+            self.generations.push(id.generation);
         }
-        Id { index: index as u32, generation: self.generations[index] }
+        self.slab.insert(Tenant { generation: id.generation, value });
+        id
     }
 
     /// The id that the next insert will give.
@@ -49,19 +58,13 @@ impl<T> Table<T> {
     }
 
     pub(crate) fn get(&self, id: Id) -> Option<&T> {
-        let index = id.index as usize;
-        if self.generations.get(index) != Some(&id.generation) {
-            return None;
-        }
-        self.slab.get(index)
+        let tenant = self.slab.get(id.index as usize)?;
+        (tenant.generation == id.generation).then_some(&tenant.value)
     }
 
     pub(crate) fn get_mut(&mut self, id: Id) -> Option<&mut T> {
-        let index = id.index as usize;
-        if self.generations.get(index) != Some(&id.generation) {
-            return None;
-        }
-        self.slab.get_mut(index)
+        let tenant = self.slab.get_mut(id.index as usize)?;
+        (tenant.generation == id.generation).then_some(&mut tenant.value)
     }
 
     /// Removes the entry and makes every copy of its id stale.
@@ -69,12 +72,12 @@ impl<T> Table<T> {
         self.get(id)?;
         let index = id.index as usize;
         self.generations[index] = (id.generation + 1) & GENERATION_MASK;
-        Some(self.slab.remove(index))
+        Some(self.slab.remove(index).value)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Id, &T)> {
-        self.slab.iter().map(|(index, value)| {
-            (Id { index: index as u32, generation: self.generations[index] }, value)
+        self.slab.iter().map(|(index, Tenant { generation, value })| {
+            (Id { index: index as u32, generation: *generation }, value)
         })
     }
 
@@ -124,8 +127,10 @@ mod tests {
     fn the_generation_wraps_without_panic() {
         let mut table = Table::new();
         let id = table.insert(0);
-        table.generations[id.index as usize] = GENERATION_MASK;
-        let last = Id { generation: GENERATION_MASK, ..id };
+        table.remove(id);
+        table.age(GENERATION_MASK);
+        let last = table.insert(0);
+        assert_eq!((last.index, last.generation), (id.index, GENERATION_MASK));
         assert_eq!(table.remove(last), Some(0));
         assert_eq!(table.insert(1).generation, 0);
     }

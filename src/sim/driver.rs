@@ -68,25 +68,28 @@ impl SimDriver {
         Ok(())
     }
 
-    pub(crate) fn reap(&mut self, into: &mut Vec<Completion>, budget: usize) -> bool {
-        loop {
-            let mut world = self.world.borrow_mut();
-            if world.ready.is_empty() || into.len() >= budget {
-                return !world.ready.is_empty();
-            }
-            // Any operation's turn may come, but its completions keep their order.
-            let pick = world.rng.next() as usize % world.ready.len();
-            let token = world.ready[pick].token;
-            let first = world.ready.iter().position(|done| done.token == token).unwrap_or(pick);
-            let mut completion = world.ready.remove(first);
-            world.counters.completions += 1;
-            drop(world);
-            if let Outcome::Accepted(Err(Errno(marker @ ..0))) = completion.outcome {
-                let socket = SimSocket { fd: -marker, world: Rc::clone(&self.world) };
-                completion.outcome = Outcome::Accepted(Ok(Socket::Sim(socket)));
-            }
-            into.push(completion);
+    pub(crate) fn is_ready(&mut self) -> bool {
+        !self.world.borrow().ready.is_empty()
+    }
+
+    pub(crate) fn next(&mut self) -> Option<Completion> {
+        let mut world = self.world.borrow_mut();
+        if world.ready.is_empty() {
+            return None;
         }
+        // Any operation's turn may come, but its completions keep their order.
+        let pick = world.rng.next() as usize % world.ready.len();
+        let token = world.ready[pick].token;
+        let first = world.ready.iter().position(|done| done.token == token).unwrap_or(pick);
+        let mut completion = world.ready.remove(first);
+        world.counters.completions += 1;
+        drop(world);
+        if let Outcome::Accepted(Err(Errno(marker @ ..0)), queue) = completion.outcome {
+            // The socket is made here, where the world's reference is.
+            let socket = SimSocket { fd: -marker, world: Rc::clone(&self.world) };
+            completion.outcome = Outcome::Accepted(Ok(Socket::Sim(socket)), queue);
+        }
+        Some(completion)
     }
 
     pub(crate) fn pool(&self) -> &Rc<Pool> {
@@ -106,7 +109,7 @@ impl SimDriver {
     }
 
     pub(crate) fn quiesce(&mut self, _limit: Duration, into: &mut Vec<Completion>) -> usize {
-        self.reap(into, usize::MAX);
+        into.extend(std::iter::from_fn(|| self.next()));
         let world = &mut *self.world.borrow_mut();
         world.queued.clear();
         world.running.clear();

@@ -47,7 +47,7 @@ impl Pool {
     /// Makes `buffers` (a power of two up to 2^15) of `buffer_bytes` each, all returned. Their ids
     /// count from `first`. They take up memory once they are used.
     pub(crate) fn new(first: u16, buffers: u16, buffer_bytes: u32) -> io::Result<Rc<Pool>> {
-        let memory = Pages::new(usize::from(buffers) * buffer_bytes as usize)?;
+        let memory = Pages::new(usize::from(buffers) * (buffer_bytes + COLOUR_BYTES) as usize)?;
         let places = vec![Place::Returned; usize::from(buffers)];
         // The kernel takes from the front: start it with the lowest buffers.
         let returned = (0..buffers).rev().collect();
@@ -57,7 +57,7 @@ impl Pool {
     }
 
     pub(crate) fn buffers(&self) -> u32 {
-        (self.memory.bytes() / self.buffer_bytes as usize) as u32
+        (self.memory.bytes() / self.stride()) as u32
     }
 
     pub(crate) fn buffer_bytes(&self) -> u32 {
@@ -105,9 +105,13 @@ impl Pool {
         }
     }
 
+    fn stride(&self) -> usize {
+        (self.buffer_bytes + COLOUR_BYTES) as usize
+    }
+
     /// Where a buffer is, by its place in the pool.
     fn address(&self, buffer: u16) -> NonNull<u8> {
-        let offset = usize::from(buffer) * self.buffer_bytes as usize;
+        let offset = usize::from(buffer) * self.stride();
         assert!(offset < self.memory.bytes());
         // SAFETY: the offset was just checked to lie inside the mapping.
         unsafe { self.memory.address().add(offset) }
@@ -253,6 +257,10 @@ impl BufRing {
         published.store(self.tail, Ordering::Release);
     }
 }
+
+/// Buffers that begin a page apart would all fall into the same few sets of the caches, so there is
+/// a cache line between them.
+const COLOUR_BYTES: u32 = 64;
 
 /// More bytes than this are not copied out of a buffer, however short the pool is.
 const COPY_BYTES_MAX: u32 = 16 * 1024;

@@ -72,7 +72,11 @@ impl Gather {
     /// Drops the first `sent` bytes, which the kernel has taken.
     pub(crate) fn advance(&mut self, sent: usize) {
         debug_assert!(sent <= self.bytes);
-        let mut left = sent.min(self.bytes);
+        if sent >= self.bytes {
+            self.clear();
+            return;
+        }
+        let mut left = sent;
         self.bytes -= left;
         let mut done = 0;
         while let Some(segment) = self.segments.get(done) {
@@ -86,18 +90,16 @@ impl Gather {
             done += 1;
         }
         for segment in self.segments.drain(..done) {
-            if let SendBuf(Payload::Copied(mut copy)) = segment
-                && copy.capacity() <= SPARE_BYTES_MAX
-            {
-                copy.clear();
-                self.spare = copy;
-            }
+            keep(segment, &mut self.spare);
         }
     }
 
     /// Drops everything.
     pub(crate) fn clear(&mut self) {
-        self.advance(self.bytes);
+        (self.bytes, self.skip) = (0, 0);
+        while let Some(segment) = self.segments.pop() {
+            keep(segment, &mut self.spare);
+        }
     }
 
     /// The bytes in order, piece by piece.
@@ -127,6 +129,16 @@ impl Gather {
         self.header.msg_iov = self.pieces.as_mut_ptr();
         self.header.msg_iovlen = self.pieces.len();
         ptr::from_ref(&self.header)
+    }
+}
+
+/// Drops a segment, but for the memory of a copy, which the next one can use.
+fn keep(segment: SendBuf, spare: &mut Vec<u8>) {
+    if let SendBuf(Payload::Copied(mut copy)) = segment
+        && copy.capacity() <= SPARE_BYTES_MAX
+    {
+        copy.clear();
+        *spare = copy;
     }
 }
 

@@ -18,7 +18,9 @@ use io_uring::{IoUring, cqueue, opcode, squeue};
 use super::bufs::{BufRing, Lease, Pool};
 use super::gather::Gather;
 use super::wake::EventFd;
-use crate::driver::{Completion, DriverCounters, Errno, Group, Name, Op, Outcome, Socket, Wait};
+use crate::driver::{
+    Completion, DriverCounters, Errno, Group, Name, Op, Outcome, Queue, Socket, Wait,
+};
 use crate::refusal::RingAsked;
 use crate::token::{Kind, Token};
 
@@ -75,6 +77,8 @@ struct Ring {
     /// The index that stands for the ring's descriptor, if registering it worked.
     registered: Option<u32>,
     enter_flags: u32,
+    /// Accepts wait before they try, and say whether more are queued: since 6.10.
+    accepts_well: bool,
 }
 
 impl std::fmt::Debug for Ring {
@@ -102,7 +106,9 @@ impl Uring {
             let (buffers, bytes) = (setup.large_buffers, setup.large_buffer_bytes);
             bufs.push(register(&uring, Group::Large, setup.buffers, buffers, bytes)?);
         }
-        let mut ring = Box::new(Ring { uring, registered: None, enter_flags });
+        // Both came with the same release.
+        let accepts_well = uring.params().is_feature_recvsend_bundle();
+        let mut ring = Box::new(Ring { uring, registered: None, enter_flags, accepts_well });
         ring.register_fd();
         let mut driver = Uring {
             ring: ManuallyDrop::new(ring),
@@ -128,7 +134,10 @@ impl Uring {
         let entry = match op {
             Op::Accept { listener: Name(fd) } => {
                 let (address, length) = (std::ptr::null_mut(), std::ptr::null_mut());
-                opcode::Accept::new(Fd(fd), address, length).flags(libc::SOCK_CLOEXEC).build()
+                let accept = opcode::Accept::new(Fd(fd), address, length);
+                let accept = accept.flags(libc::SOCK_CLOEXEC).build();
+                // A try in vain costs nearly as much as an accept.
+                if self.ring.accepts_well { with_ioprio(accept, ACCEPT_POLL_FIRST) } else { accept }
             }
             Op::Receive { socket: Name(fd), once, group } => {
                 let ioprio = if once { 0 } else { RECV_MULTISHOT };
@@ -174,28 +183,28 @@ impl Uring {
         }
     }
 
-    pub(crate) fn reap(&mut self, into: &mut Vec<Completion>, budget: usize) -> bool {
-        let mut queue = self.ring.uring.completion();
-        let mut rearm_doorbell = false;
-        for entry in queue.by_ref().take(budget) {
+    pub(crate) fn is_ready(&mut self) -> bool {
+        !self.ring.uring.completion().is_empty()
+    }
+
+    pub(crate) fn next(&mut self) -> Option<Completion> {
+        loop {
+            let entry = self.ring.uring.completion().next()?;
             self.counters.completions += 1;
             let last = !cqueue::more(entry.flags());
             self.in_flight -= usize::from(last);
             let token = Token::from_bits(entry.user_data());
-            match outcome(token, &entry, last, &self.bufs, &mut self.sends) {
-                Some(outcome) => {
-                    rearm_doorbell |= last && matches!(outcome, Outcome::Doorbell);
-                    into.push(Completion { token, last, outcome });
-                }
-                None => self.counters.stale += 1,
+            let says_queue = self.ring.accepts_well;
+            let outcome = outcome(token, &entry, last, says_queue, &self.bufs, &mut self.sends);
+            let Some(outcome) = outcome else {
+                self.counters.stale += 1;
+                continue;
+            };
+            if last && !self.quiesced && matches!(outcome, Outcome::Doorbell) {
+                self.poll_doorbell();
             }
+            return Some(Completion { token, last, outcome });
         }
-        let more = !queue.is_empty();
-        drop(queue);
-        if rearm_doorbell {
-            self.poll_doorbell();
-        }
-        more
     }
 
     pub(crate) fn pool(&self) -> &Rc<Pool> {
@@ -224,29 +233,13 @@ impl Uring {
             let everything = CancelBuilder::any().all();
             let _ = self.ring.uring.submitter().register_sync_cancel(Some(CANCEL_WAIT), everything);
             let _ = self.enter(Wait::AtMostNs(1_000_000));
-            // The doorbell's poll ends too; `reap` would arm it again.
-            while self.reap_final(into) {}
+            into.extend(std::iter::from_fn(|| self.next()));
             if Instant::now() >= give_up {
                 break;
             }
         }
         self.given_up = self.in_flight > 0;
         self.in_flight
-    }
-
-    /// As `reap`, but the doorbell stays unpolled. True if anything was there.
-    fn reap_final(&mut self, into: &mut Vec<Completion>) -> bool {
-        let before = self.counters.completions;
-        for entry in self.ring.uring.completion() {
-            self.counters.completions += 1;
-            let last = !cqueue::more(entry.flags());
-            self.in_flight -= usize::from(last);
-            let token = Token::from_bits(entry.user_data());
-            if let Some(outcome) = outcome(token, &entry, last, &self.bufs, &mut self.sends) {
-                into.push(Completion { token, last, outcome });
-            }
-        }
-        self.counters.completions != before
     }
 
     fn poll_doorbell(&mut self) {
@@ -420,6 +413,7 @@ fn outcome(
     token: Token,
     entry: &cqueue::Entry,
     last: bool,
+    says_queue: bool,
     bufs: &[BufRing],
     sends: &mut [Option<Sending>],
 ) -> Option<Outcome> {
@@ -432,10 +426,18 @@ fn outcome(
         Some(lease.leaving_some(cqueue::sock_nonempty(entry.flags())))
     });
     Some(match token.kind()? {
-        Kind::Accept => Outcome::Accepted(result.map(|fd| {
-            // SAFETY: a fresh descriptor, given to us by the accept and owned by nobody else.
-            Socket::Os(unsafe { OwnedFd::from_raw_fd(fd as i32) })
-        })),
+        Kind::Accept => {
+            let queue = match cqueue::sock_nonempty(entry.flags()) {
+                _ if !says_queue => Queue::Unknown,
+                true => Queue::More,
+                false => Queue::Empty,
+            };
+            let socket = result.map(|fd| {
+                // SAFETY: a fresh descriptor, given to us by the accept and owned by nobody else.
+                Socket::Os(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+            });
+            Outcome::Accepted(socket, queue)
+        }
         Kind::Receive => match result {
             Ok(0) => Outcome::Received(Ok(None)),
             // Bytes without a buffer would be bytes lost: the stream is broken.
@@ -453,6 +455,16 @@ fn outcome(
         Kind::Doorbell => Outcome::Doorbell,
         Kind::Cancel => Outcome::Cancelled(result.map(|_| ())),
     })
+}
+
+/// Sets a field of an entry that the crate has no name for.
+fn with_ioprio(mut entry: squeue::Entry, ioprio: u16) -> squeue::Entry {
+    // SAFETY: an entry is the kernel's io_uring_sqe and nothing else, whose third and fourth byte
+    // are this field.
+    let field = unsafe { (&raw mut entry).cast::<u16>().add(1) };
+    // SAFETY: inside of the entry, which is aligned for more than this.
+    unsafe { field.write(ioprio) };
+    entry
 }
 
 /// `struct io_uring_rsrc_update`.
@@ -478,5 +490,7 @@ const ENTER_NO_IOWAIT: u32 = 1 << 7;
 const REGISTER_RING_FDS: u32 = 20;
 const UNREGISTER_RING_FDS: u32 = 21;
 const RECV_MULTISHOT: u16 = 1 << 1;
+const ACCEPT_POLL_FIRST: u16 = 1 << 2;
+const _: () = assert!(size_of::<squeue::Entry>() == 64);
 /// `SubmitArgs` is passed as the `struct io_uring_getevents_arg` that it wraps.
 const _: () = assert!(size_of::<SubmitArgs<'static, 'static>>() == 24);
