@@ -106,6 +106,26 @@ pub(crate) enum Wait {
     AtMostNs(u64),
 }
 
+impl Wait {
+    /// What is left of it after so long.
+    pub(crate) fn shortened(self, by_ns: u64) -> Wait {
+        match self {
+            Wait::AtMostNs(ns) if ns <= by_ns => Wait::No,
+            Wait::AtMostNs(ns) => Wait::AtMostNs(ns - by_ns),
+            whole => whole,
+        }
+    }
+
+    /// So many nanoseconds, or as many as there are.
+    pub(crate) fn at_most(self, most_ns: u64) -> u64 {
+        match self {
+            Wait::No => 0,
+            Wait::Forever => most_ns,
+            Wait::AtMostNs(ns) => ns.min(most_ns),
+        }
+    }
+}
+
 /// Whose direction of a connection is shut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Shut {
@@ -327,6 +347,16 @@ impl Driver {
     /// stays queued or is in flight; nothing is lost by an error.
     pub(crate) fn enter(&mut self, wait: Wait) -> io::Result<()> {
         either!(self, driver => driver.enter(wait))
+    }
+
+    /// Whether an [`Driver::enter`] that does not wait would find something to do. No system call.
+    pub(crate) fn has_news(&mut self) -> bool {
+        either!(self, driver => driver.has_news())
+    }
+
+    /// How long the calling thread has waited for its CPU so far, while others had it.
+    pub(crate) fn waited_ns(&self) -> Option<u64> {
+        either!(self, driver => driver.waited_ns())
     }
 
     /// Takes over at most `budget` completions; true if more are there.

@@ -174,6 +174,17 @@ impl Uring {
         }
     }
 
+    pub(crate) fn has_news(&mut self) -> bool {
+        let queue = self.ring.uring.submission();
+        let told = queue.taskrun() || queue.cq_overflow();
+        drop(queue);
+        told || !self.backlog.is_empty() || !self.ring.uring.completion().is_empty()
+    }
+
+    pub(crate) fn waited_ns(&self) -> Option<u64> {
+        super::thread::waited_ns()
+    }
+
     pub(crate) fn reap(&mut self, into: &mut Vec<Completion>, budget: usize) -> bool {
         let mut queue = self.ring.uring.completion();
         let mut rearm_doorbell = false;
