@@ -1,7 +1,7 @@
 //! One core: what it owns, and one turn of its loop.
 //!
 //! ```text
-//! flush outputs, re-arm receives -> enter the kernel once: submit, wait, time-out
+//! flush outputs, re-arm receives -> enter the kernel once: submit, (spin,) wait, time-out
 //! -> take completions -> read the mail -> expire deadlines -> advance the drain -> poll tasks
 //! ```
 //! No code of a handler runs while the core is borrowed: futures and foreign wakers are taken

@@ -406,3 +406,17 @@ pub(crate) struct DriverCounters {
     /// Times the kernel had to keep completions back because the queue was full.
     pub(crate) overflows: u64,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_that_has_been_spun_away_is_over() {
+        assert_eq!(Wait::AtMostNs(50).shortened(20), Wait::AtMostNs(30));
+        assert_eq!([50, 60].map(|ns| Wait::AtMostNs(50).shortened(ns)), [Wait::No; 2]);
+        assert_eq!(Wait::Forever.shortened(u64::MAX), Wait::Forever);
+        assert_eq!([40, 60].map(|ns| Wait::AtMostNs(50).at_most(ns)), [40, 50]);
+        assert_eq!((Wait::Forever.at_most(40), Wait::No.at_most(40)), (40, 0));
+    }
+}
