@@ -182,6 +182,14 @@ variables! {
         /// Completions handled in one turn of a core.
         COMPLETION_BUDGET completion_budget: u32 = 1_024, [completions: 16..=65_536];
 
+        /// How long a core that has nothing to do looks out for news before it blocks, while recent
+        /// gaps say that it pays, and at most a twentieth of its time in vain. Not on shared CPUs,
+        /// nor under a cgroup's CPU quota.
+        SPIN_US spin_us: u32 = 0, [microseconds: 0 = off, 1..=1_000];
+
+        /// Whether cores also spin where they share their CPUs with others or have a CPU quota.
+        SPIN_SHARED spin_shared: bool = false, [0 | 1];
+
         /// Tasks of a core, the connections' handlers included.
         TASKS_MAX tasks_max: usize = 1_000_000, [tasks: 1..=16_000_000];
 

@@ -1,7 +1,7 @@
 //! One core: what it owns, and one turn of its loop.
 //!
 //! ```text
-//! flush outputs, re-arm receives -> enter the kernel once: submit, wait, time-out
+//! flush outputs, re-arm receives -> enter the kernel once: submit, (spin,) wait, time-out
 //! -> take completions -> read the mail -> expire deadlines -> advance the drain -> poll tasks
 //! ```
 //! No code of a handler runs while the core is borrowed: futures and foreign wakers are taken
@@ -37,6 +37,7 @@ use crate::pause::Pauses;
 use crate::post::{Message, Post};
 use crate::pressure::Pressure;
 use crate::server::CoreInfo;
+use crate::spin::Spin;
 use crate::stats::Counters;
 use crate::stop::StopMethod;
 use crate::sys::clock::coarse_ms;
@@ -129,6 +130,9 @@ pub(crate) struct Core {
     pub(crate) mail: VecDeque<Message>,
     fired: Vec<(TimerKey, Timer)>,
     enter_failures: u32,
+    pub(crate) spin: Spin,
+    /// How long it has spun in all.
+    pub(crate) spun_ns: u64,
 }
 
 impl Core {
@@ -197,6 +201,8 @@ impl Core {
                 mail: VecDeque::new(),
                 fired: Vec::with_capacity(settings.expiry_budget as usize),
                 enter_failures: 0,
+                spin: Spin::new(u64::from(settings.spin_us) * 1_000, now_ns),
+                spun_ns: 0,
             }),
         })
     }
@@ -208,19 +214,13 @@ impl Core {
         self.rearm_parked();
         let now_ns = self.driver.now_ns();
         self.end_turn(now_ns);
-        let mut wait = self.wait(now_ns);
-        if wait != Wait::No && !self.post.mailbox.fall_asleep() {
-            wait = Wait::No;
-        }
+        let wait = self.wait(now_ns);
         self.pauses.back_by(match wait {
             Wait::No => self.now_ns,
             Wait::AtMostNs(ns) => self.now_ns.saturating_add(ns),
             Wait::Forever => u64::MAX,
         });
-        let entered = self.driver.enter(wait);
-        if wait != Wait::No {
-            self.post.mailbox.wake_up();
-        }
+        let entered = self.wait_for_news(wait, now_ns);
         self.counters.watch.turn_begins(coarse_ms());
         self.heed(entered)?;
         self.turn += 1;
@@ -270,6 +270,7 @@ impl Core {
             || !self.graveyard.is_empty()
             || self.listeners.iter().any(Listener::is_taking)
             || !self.mail.is_empty()
+            || self.post.mailbox.has_mail()
             || self.pressure.is_on()
             || self.memory.has_waiters()
             || !self.inspections.is_empty()

@@ -12,6 +12,7 @@ use crate::json::{self, JsonObject};
 use crate::machine::{Capability, Facts, cpu_list, default_cpus, limit_text};
 use crate::preflight;
 use crate::refusal::{NEEDED, explain_setup_failure, ring_bytes};
+use crate::spin::SpinState;
 
 mod features;
 mod finding;
@@ -279,10 +280,14 @@ impl Examination {
         );
         let throttled = facts.nr_throttled.map(|periods| format!("{periods} periods"));
         let mask = facts.allowed_cpus.as_deref().map(cpu_list);
+        let refusal = SpinState::refusal(facts, cores);
+        let spinning = refusal.map_or("possible".to_owned(), |refusal| refusal.to_string());
+        let insists = refusal.map(|_| "SLIPRING_SPIN_US is off, unless SLIPRING_SPIN_SHARED=1");
         vec![
             Finding::new("cpus", "affinity mask", known(mask), Some(plan)),
             Finding::new("cpus", "cgroup quota", quota.unwrap_or("none found".to_owned()), short),
             Finding::new("cpus", "throttled", known(throttled), stalls),
+            Finding::new("cpus", "spinning", spinning, insists),
         ]
     }
 
@@ -465,6 +470,7 @@ mod tests {
             ("affinity mask", "2 cores"),
             ("cgroup quota", "1.50 CPUs"),
             ("throttled", "7 periods"),
+            ("spinning", "refused: it would use up a cgroup's CPU quota"),
             ("tcp_migrate_req", "resets none"),
         ] {
             assert!(line(&text, name).contains(part), "{text}");

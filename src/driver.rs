@@ -115,6 +115,26 @@ pub(crate) enum Wait {
     AtMostNs(u64),
 }
 
+impl Wait {
+    /// What is left of it after so long.
+    pub(crate) fn shortened(self, by_ns: u64) -> Wait {
+        match self {
+            Wait::AtMostNs(ns) if ns <= by_ns => Wait::No,
+            Wait::AtMostNs(ns) => Wait::AtMostNs(ns - by_ns),
+            whole => whole,
+        }
+    }
+
+    /// So many nanoseconds, or as many as there are.
+    pub(crate) fn at_most(self, most_ns: u64) -> u64 {
+        match self {
+            Wait::No => 0,
+            Wait::Forever => most_ns,
+            Wait::AtMostNs(ns) => ns.min(most_ns),
+        }
+    }
+}
+
 /// Whose direction of a connection is shut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Shut {
@@ -338,6 +358,16 @@ impl Driver {
         either!(self, driver => driver.enter(wait))
     }
 
+    /// Whether an [`Driver::enter`] that does not wait would find something to do. No system call.
+    pub(crate) fn has_news(&mut self) -> bool {
+        either!(self, driver => driver.has_news())
+    }
+
+    /// How long the calling thread has waited for its CPU so far, while others had it.
+    pub(crate) fn waited_ns(&self) -> Option<u64> {
+        either!(self, driver => driver.waited_ns())
+    }
+
     /// Takes over the next completion, if one is there.
     pub(crate) fn next(&mut self) -> Option<Completion> {
         either!(self, driver => driver.next())
@@ -389,4 +419,18 @@ pub(crate) struct DriverCounters {
     pub(crate) stale: u64,
     /// Times the kernel had to keep completions back because the queue was full.
     pub(crate) overflows: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_that_has_been_spun_away_is_over() {
+        assert_eq!(Wait::AtMostNs(50).shortened(20), Wait::AtMostNs(30));
+        assert_eq!([50, 60].map(|ns| Wait::AtMostNs(50).shortened(ns)), [Wait::No; 2]);
+        assert_eq!(Wait::Forever.shortened(u64::MAX), Wait::Forever);
+        assert_eq!([40, 60].map(|ns| Wait::AtMostNs(50).at_most(ns)), [40, 50]);
+        assert_eq!((Wait::Forever.at_most(40), Wait::No.at_most(40)), (40, 0));
+    }
 }

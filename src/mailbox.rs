@@ -86,18 +86,24 @@ impl<M, B: Bell> Mailbox<M, B> {
 
     /// Takes everything that has come. Costs one load when nothing has.
     pub(crate) fn take(&self, into: &mut impl Extend<M>) {
-        if self.pending.load(SeqCst) {
+        if self.has_mail() {
             let mut queue = self.queue.lock().unwrap_or_else(|poison| poison.into_inner());
             self.pending.store(false, SeqCst);
             into.extend(queue.messages.drain(..));
         }
     }
 
+    /// Whether something has come. A core that goes on looking need not say that it sleeps, so that
+    /// nobody rings.
+    pub(crate) fn has_mail(&self) -> bool {
+        self.pending.load(SeqCst)
+    }
+
     /// Says that the core is about to block. False when it must not, as something has come.
     pub(crate) fn fall_asleep(&self) -> bool {
         // A swap, not a store: it is one instruction either way, and the model needs it.
         self.asleep.swap(true, SeqCst);
-        if self.pending.load(SeqCst) {
+        if self.has_mail() {
             self.asleep.store(false, SeqCst);
             return false;
         }
@@ -152,6 +158,16 @@ mod tests {
         mailbox.wake_up();
         mailbox.take(&mut got);
         assert_eq!(got, [1, 2, 3]);
+    }
+
+    #[test]
+    fn the_bell_does_not_ring_for_one_who_spins() {
+        let mailbox = Mailbox::new(Count::default());
+        assert!(!mailbox.has_mail());
+        mailbox.post(1).unwrap();
+        assert!(mailbox.has_mail() && mailbox.bell.0.load(SeqCst) == 0);
+        mailbox.take(&mut Vec::new());
+        assert!(!mailbox.has_mail() && mailbox.fall_asleep());
     }
 
     #[test]
@@ -238,6 +254,24 @@ mod model {
                 })
             };
             run_core(&mailbox, &bell, 2);
+            sender.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_core_that_spins_before_it_sleeps_hears_of_the_message() {
+        loom::model(|| {
+            let bell = Arc::new(Eventfd::default());
+            let mailbox = Arc::new(Mailbox::new(Arc::clone(&bell)));
+            let sender = {
+                let mailbox = Arc::clone(&mailbox);
+                loom::thread::spawn(move || mailbox.post(0).unwrap())
+            };
+            let spun = (0..2).any(|_| mailbox.has_mail());
+            if spun {
+                assert_eq!(*bell.count.lock().unwrap(), 0, "nobody rings for one who is up");
+            }
+            run_core(&mailbox, &bell, 1);
             sender.join().unwrap();
         });
     }

@@ -31,6 +31,8 @@ use crate::preflight;
 use crate::refuse::REFUSED_MAX;
 use crate::report::DrainReport;
 use crate::signals::Signals;
+use crate::spin::SpinState;
+use crate::stats::Counters;
 use crate::stop::Membership;
 use crate::sys::affinity;
 use crate::sys::limits;
@@ -230,13 +232,18 @@ impl Server {
     /// # Kernel
     /// Needs Linux 6.1.
     pub fn start(self) -> Result<Running> {
-        let settings = self.config.settings()?;
+        let mut settings = self.config.settings()?;
         let cpus = self.choose_cpus()?;
         let cores = cpus.len();
         self.check_places(&settings, cores)?;
         machine::ensure_nofile(descriptors_needed(&settings, cores, self.endpoints.len()))?;
-        let quota = Facts::read().quota_cpus;
+        let facts = Facts::read();
+        let quota = facts.quota_cpus;
         let pin = settings.pin.unwrap_or(quota.is_none_or(|cpus| cpus >= cores as f64));
+        let spin = SpinState::judge(&settings, &facts, cores);
+        if spin.is_refused() {
+            settings.spin_us = 0;
+        }
 
         preflight::check()?;
 
@@ -245,7 +252,7 @@ impl Server {
             bound.push(bind(&addr, cores, &settings, self.before_bind.as_deref())?);
         }
 
-        let (control, bells) = seats(&cpus)?;
+        let (control, bells) = seats(&cpus, spin)?;
         let drain_within = Duration::from_millis(settings.drain_ms);
         let makers: Vec<Maker> = self.endpoints.iter().map(|e| e.maker.clone()).collect();
         let places =
@@ -409,14 +416,16 @@ impl Running {
     }
 }
 
-fn seats(cpus: &[u16]) -> Result<(Arc<Control>, Vec<Arc<EventFd>>)> {
+fn seats(cpus: &[u16], spin: SpinState) -> Result<(Arc<Control>, Vec<Arc<EventFd>>)> {
     let mut bells = Vec::with_capacity(cpus.len());
     let mut seats = Vec::with_capacity(cpus.len());
     for &cpu in cpus {
         let bell = EventFd::new().map_err(|error| Error::os("create an eventfd", error))?;
         let bell = Arc::new(bell);
         let post = PostBox::new(CoreBell::EventFd(Arc::clone(&bell)));
-        seats.push(Seat { cpu, post, counters: Arc::default() });
+        let counters = Arc::new(Counters::default());
+        counters.spin.set(spin as u64);
+        seats.push(Seat { cpu, post, counters });
         bells.push(bell);
     }
     Ok((Arc::new(Control::new(Instant::now(), seats)), bells))

@@ -8,6 +8,7 @@ use crate::census::{Census, CensusCell};
 use crate::connections::{ConnectionState, duration};
 use crate::json::{JsonObject, array};
 use crate::report::{CloseCounts, CloseReason, closed_json};
+use crate::spin::SpinState;
 use crate::stalls::Watch;
 use crate::sys::place::PlaceCell;
 
@@ -43,6 +44,8 @@ macro_rules! counters {
             pub(crate) watch: Watch,
             /// The drain's phase, as a number.
             pub(crate) phase: Counter,
+            /// The [`SpinState`], as a number.
+            pub(crate) spin: Counter,
             /// The first mismatches, in words.
             findings: Mutex<Vec<String>>,
         }
@@ -59,6 +62,9 @@ macro_rules! counters {
             pub closed: CloseCounts,
             /// Its connections by state and by age.
             pub census: Census,
+            /// Whether it may spin before it blocks; of all cores together, what speaks most
+            /// against it.
+            pub spin: SpinState,
         }
 
         impl Counters {
@@ -68,7 +74,8 @@ macro_rules! counters {
                     closed.add(reason, self.closed[reason as usize].get());
                 }
                 let census = self.census.get();
-                CoreStats { $($name: self.$name.get(),)+ closed, census }
+                let spin = SpinState::of(self.spin.get());
+                CoreStats { $($name: self.$name.get(),)+ closed, census, spin }
             }
         }
 
@@ -83,6 +90,7 @@ macro_rules! counters {
                 $(self.$name = $merge(self.$name, other.$name);)+
                 self.closed.merge(&other.closed);
                 self.census.merge(&other.census);
+                self.spin = self.spin.max(other.spin);
             }
         }
     };
@@ -105,6 +113,12 @@ counters! {
     bytes_abandoned sum,
     /// Calls of `io_uring_enter`.
     enters sum,
+    /// Spins before blocking that have found something to do.
+    spins_found sum,
+    /// Spins before blocking that have found nothing.
+    spins_in_vain sum,
+    /// Time spun, either way, in microseconds.
+    spin_us sum,
     /// Operations submitted.
     submissions sum,
     /// Completions taken.
@@ -217,7 +231,8 @@ impl Stats {
     }
 
     /// The counters as one line of JSON, with the keys `total` and `cores`, in each of which every
-    /// counter has its name; `closed` is by reason, and `census` by state and by age.
+    /// counter has its name; `closed` is by reason, `census` by state and by age, and `spin` is
+    /// the name of a [`SpinState`].
     #[must_use]
     pub fn to_json(&self) -> String {
         JsonObject::new()
@@ -235,6 +250,7 @@ impl CoreStats {
         }
         json.raw("closed", &closed_json(&self.closed))
             .raw("census", &self.census.to_json())
+            .string("spin", self.spin.as_str())
             .finish()
     }
 
@@ -259,7 +275,7 @@ impl CoreStats {
     }
 }
 
-/// A line for each figure that is not 0 on every core.
+/// A line for each figure that is not 0 on every core, and one if a wish to spin was refused.
 impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:<28}{:>14}", "", "total")?;
@@ -270,6 +286,10 @@ impl fmt::Display for Stats {
                 write!(f, "\n{name:<28}{total:>14}")?;
                 cores.iter().try_for_each(|rows| write!(f, "{:>14}", rows[row].1))?;
             }
+        }
+        let spin = self.total().spin;
+        if spin.is_refused() {
+            write!(f, "\n{:<28}{spin}", "spin")?;
         }
         Ok(())
     }

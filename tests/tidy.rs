@@ -390,6 +390,7 @@ const MAY_SLEEP: &[(&str, &str)] = &[
     ("tests/sigterm.rs", "a load is to be under way, and a drain must not end yet"),
     ("tests/vanish.rs", "a peer reads nothing for a while"),
     ("tests/soak", "some of its clients are slow, and what grows takes time to"),
+    ("tests/spin.rs", "for a while nothing may happen"),
     ("tests/stalls.rs", "its handlers block their core, and then nothing may happen"),
     ("tests/wake.rs", "a core is blocked until ticks are missed"),
 ];

@@ -106,6 +106,10 @@ fn facts(settings: &Settings) -> Vec<Fact> {
     let kib = u64::from(buffers) * u64::from(buffer_bytes) / 1024;
     let text = format!("{buffers} of {buffer_bytes} bytes, {kib} KiB a core");
     facts.push(("receive buffers", text));
+    if settings.spin_us > 0 {
+        let unless = if settings.spin_shared { "" } else { ", on CPUs of its own without a quota" };
+        facts.push(("spin before blocking", format!("up to {} us{unless}", settings.spin_us)));
+    }
     facts
 }
 

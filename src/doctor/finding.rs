@@ -2,6 +2,8 @@
 
 use super::Examination;
 use crate::config::Config;
+use crate::machine::default_cpus;
+use crate::spin::SpinState;
 
 /// One line of the report.
 #[derive(Clone, Debug)]
@@ -50,6 +52,17 @@ impl Examination {
         self.configured = lines
             .map(|(name, text)| Finding::new("configuration", name, text, none.clone()))
             .collect();
+        self.configured.extend(self.spin(config));
         self
+    }
+
+    /// What becomes of `SLIPRING_SPIN_US`, where it is set.
+    fn spin(&self, config: &Config) -> Option<Finding> {
+        let (settings, asked) = (config.settings().ok()?, config.cpu_list().ok()?);
+        let allowed = self.facts.allowed_cpus.as_deref().unwrap_or_default();
+        let cpus = asked.unwrap_or_else(|| default_cpus(allowed, self.facts.quota_cpus));
+        let state = SpinState::judge(&settings, &self.facts, cpus.len());
+        let text = (state != SpinState::Off).then(|| state.to_string())?;
+        Some(Finding::new("configuration", "spinning", text, None::<String>))
     }
 }

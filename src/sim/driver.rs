@@ -68,6 +68,21 @@ impl SimDriver {
         Ok(())
     }
 
+    /// Looking takes its time, and things happen meanwhile.
+    pub(crate) fn has_news(&mut self) -> bool {
+        let world = &mut *self.world.borrow_mut();
+        // However much is done by hand: a core that spins would do so for ever.
+        world.now_ns += LOOK_NS;
+        if world.rng.percent(1) {
+            world.step();
+        }
+        !world.ready.is_empty()
+    }
+
+    pub(crate) fn waited_ns(&self) -> Option<u64> {
+        None
+    }
+
     pub(crate) fn is_ready(&mut self) -> bool {
         !self.world.borrow().ready.is_empty()
     }
@@ -191,5 +206,7 @@ impl Drop for SimSocket {
 
 /// How long, in virtual time, a wait without a limit may last before it returns for nothing.
 const FOREVER_NS: u64 = 1_000_000_000;
+/// How long a look for news takes.
+const LOOK_NS: u64 = 100;
 /// After so many steps without news a wait jumps to its end.
 const STEPS_MAX: usize = 40;

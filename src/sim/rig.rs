@@ -259,6 +259,7 @@ fn settings(rng: &mut Rng) -> Settings {
         .linger_ms(rng.below(2) * 1000)
         .close_spread_ms(rng.below(2) * 200)
         .idle_min_keep_ms(rng.below(2) * 50)
+        .spin_us(rng.below(2) as u32 * 500)
         .task_budget(1 + rng.below(64) as u32)
         .expiry_budget(1 + rng.below(64) as u32)
         .completion_budget(16 + rng.below(64) as u32)

@@ -4,6 +4,7 @@
 //! flight when it is closed, every operation is counted once, every connection has a deadline, and
 //! the books balance. `RING_TEST_SEED=n` replays one seed, `RING_TEST_LONG=n` runs n times as many.
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use super::World;
@@ -107,6 +108,22 @@ fn no_handler_upsets_the_books() {
         }
         rig.drain(seed % 5 * 200);
     });
+}
+
+#[test]
+fn cores_that_spin_before_they_block_are_among_those() {
+    let (found, in_vain) = (Cell::new(0), Cell::new(0));
+    for_seeds("spins", 20, |seed| {
+        let rig = Rig::new(seed, House::Mixed);
+        rig.run(1_000);
+        let stats = rig.stats();
+        found.set(found.get() + stats.spins_found);
+        in_vain.set(in_vain.get() + stats.spins_in_vain);
+        rig.drain(100);
+    });
+    let replays = std::env::var_os("RING_TEST_SEED").is_some() || cfg!(miri);
+    let (found, in_vain) = (found.get(), in_vain.get());
+    assert!(replays || (found > 0 && in_vain > 0), "{found}, {in_vain}");
 }
 
 #[test]

@@ -183,6 +183,17 @@ impl Uring {
         }
     }
 
+    pub(crate) fn has_news(&mut self) -> bool {
+        let queue = self.ring.uring.submission();
+        let told = queue.taskrun() || queue.cq_overflow();
+        drop(queue);
+        told || !self.backlog.is_empty() || !self.ring.uring.completion().is_empty()
+    }
+
+    pub(crate) fn waited_ns(&self) -> Option<u64> {
+        super::thread::waited_ns()
+    }
+
     pub(crate) fn is_ready(&mut self) -> bool {
         !self.ring.uring.completion().is_empty()
     }

@@ -58,8 +58,10 @@ fn section(
     questions: &[&Answered],
     cell: fn(&Answered, &Answer) -> String,
 ) {
-    let Some(first) = questions.first() else { return };
-    let names: Vec<&str> = first.answers.iter().map(|answer| answer.name).collect();
+    // Some are put to more servers than others are.
+    let longest = questions.iter().max_by_key(|answered| answered.answers.len());
+    let Some(longest) = longest else { return };
+    let names: Vec<&str> = longest.answers.iter().map(|answer| answer.name).collect();
     let _ = write!(text, "\n## {title}\n\n| workload |");
     for name in &names {
         let _ = write!(text, " {name} |");
@@ -67,8 +69,9 @@ fn section(
     let _ = write!(text, "\n|---|{}\n", "---|".repeat(names.len()));
     for answered in questions {
         let _ = write!(text, "| {} |", answered.row.title());
-        for answer in &answered.answers {
-            let _ = write!(text, " {} |", cell(answered, answer));
+        for name in &names {
+            let answer = answered.answers.iter().find(|answer| answer.name == *name);
+            let _ = write!(text, " {} |", answer.map_or(String::new(), |it| cell(answered, it)));
         }
         text.push('\n');
     }
@@ -89,7 +92,7 @@ fn standing(text: &mut String, questions: &[Answered]) {
 fn standing_row(answered: &Answered) -> Option<String> {
     let figure = answered.row.figure;
     let own = answered.answers.iter().find(|answer| answer.name == "slipring")?;
-    let others = answered.answers.iter().filter(|answer| answer.name != "slipring");
+    let others = answered.answers.iter().filter(|answer| !answer.name.starts_with("slipring"));
     let others = others.filter_map(|answer| Some((answer.figure(figure)?.median, answer)));
     let (_, best) = others.min_by(|(a, _), (b, _)| a.total_cmp(b))?;
     let Spread { median, min, max } = own.ratio(best, figure)?;

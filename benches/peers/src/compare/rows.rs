@@ -88,6 +88,22 @@ pub const ECHO: &[&str] = &[
 ];
 /// slipring as another build has it, this build's, and the yardstick.
 pub const BEFORE: &[&str] = &["before", "slipring", "minimal"];
+/// Where what counts is how soon a server looks, or what looking costs: slipring also with
+/// `SLIPRING_SPIN_US`.
+pub const ECHO_SPIN: &[&str] = &[
+    "minimal",
+    "slipring",
+    "slipring-spin",
+    "kimojio",
+    "ringline",
+    "monoio",
+    "compio",
+    "ntex",
+    "tokio-uring",
+    "tokio",
+    "epoll",
+    "glommio",
+];
 /// No HTTP server is a yardstick; the most used one stands in.
 pub const HTTP: &[&str] =
     &["hyper-tokio", "hyper-monoio", "hyper-compio", "ntex-http", "actix-web"];
@@ -124,7 +140,7 @@ pub const ROWS: &[Row] = &[
         question: "What does a request cost that comes alone?",
         work: Work::Open { connections: 1, bytes: 64, per_second: 5_000.0 },
         figure: Figure::Cpu,
-        servers: ECHO,
+        servers: ECHO_SPIN,
         rounds_max: ROUNDS_MAX,
     },
     open("open-20k", "64 connections, 20 000/s", 20_000.0),
@@ -167,7 +183,7 @@ const fn polled(key: &'static str, title: &'static str, connections: usize) -> R
         question: "How long does an echo take a client that never sleeps?",
         work: Work::Closed { connections, bytes: 64, pipeline: 1, poll: true },
         figure: Figure::Latency,
-        servers: ECHO,
+        servers: ECHO_SPIN,
         rounds_max: ROUNDS_MAX,
     }
 }
@@ -179,7 +195,7 @@ const fn open(key: &'static str, title: &'static str, per_second: f64) -> Row {
         question: "How late are echoes that come by a schedule?",
         work: Work::Open { connections: 64, bytes: 64, per_second },
         figure: Figure::Latency,
-        servers: ECHO,
+        servers: ECHO_SPIN,
         rounds_max: ROUNDS_MAX,
     }
 }

@@ -30,6 +30,7 @@ pub use monoio::flags as monoio_flags;
 pub const SERVERS: &[Entry] = &[
     ("minimal", minimal::serve),
     ("slipring", slipring::serve),
+    ("slipring-spin", slipring::serve_spinning),
     ("epoll", epoll::serve),
     #[cfg(feature = "kimojio")]
     ("kimojio", kimojio::serve),

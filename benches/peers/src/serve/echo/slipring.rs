@@ -5,7 +5,16 @@ use slipring::{Config, Connection, Server};
 use super::{Order, Result, ready};
 
 pub fn serve(order: &Order) -> Result<()> {
-    let config = Config::default()
+    run(order, Config::default())
+}
+
+/// It is allowed to spin before it blocks, on the one CPU that it has here.
+pub fn serve_spinning(order: &Order) -> Result<()> {
+    run(order, Config::default().spin_us(SPIN_US).spin_shared(true))
+}
+
+fn run(order: &Order, config: Config) -> Result<()> {
+    let config = config
         .cpus(&slipring_peers::machine::cpu()?.to_string())
         .connections_max(order.connections_max);
     let running = Server::new(config).listen(order.address.to_string(), echo).start()?;
@@ -20,3 +29,6 @@ async fn echo(mut conn: Connection) -> slipring::Result<()> {
     }
     Ok(())
 }
+
+/// Longer than nearly all of the gaps between what comes while a server is busy.
+const SPIN_US: u32 = 50;
