@@ -11,6 +11,7 @@ pub(crate) mod limits;
 mod pages;
 pub(crate) mod place;
 pub(crate) mod probe;
+mod ring;
 pub(crate) mod signal;
 pub(crate) mod sock;
 pub(crate) mod thread;

@@ -12,11 +12,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
+use io_uring::types::{CancelBuilder, Fd, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
 use super::bufs::{BufRing, Lease, Pool};
 use super::gather::Gather;
+use super::ring::{ACCEPT_POLL_FIRST, RECV_MULTISHOT, Ring, with_ioprio};
 use super::wake::EventFd;
 use crate::driver::{
     Completion, DriverCounters, Errno, Group, Name, Op, Outcome, Queue, Socket, Wait,
@@ -71,22 +72,6 @@ struct Sending {
     gather: Box<Gather>,
 }
 
-/// The ring itself and how it is entered.
-struct Ring {
-    uring: IoUring,
-    /// The index that stands for the ring's descriptor, if registering it worked.
-    registered: Option<u32>,
-    enter_flags: u32,
-    /// Accepts wait before they try, and say whether more are queued: since 6.10.
-    accepts_well: bool,
-}
-
-impl std::fmt::Debug for Ring {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Ring(fd {})", self.uring.as_raw_fd())
-    }
-}
-
 impl Uring {
     /// Sets up a ring for the calling thread, with its buffers, and polls the doorbell.
     ///
@@ -99,16 +84,12 @@ impl Uring {
     ) -> io::Result<Uring> {
         // Before the ring, so that an error drops them after it: the kernel knows them until then.
         let mut bufs = Vec::with_capacity(2);
-        let uring = build(setup)?;
-        let enter_flags = if uring.params().is_feature_no_iowait() { ENTER_NO_IOWAIT } else { 0 };
-        bufs.push(register(&uring, Group::Small, 0, setup.buffers, setup.buffer_bytes)?);
+        let mut ring = Box::new(Ring::new(setup)?);
+        bufs.push(register(&ring.uring, Group::Small, 0, setup.buffers, setup.buffer_bytes)?);
         if setup.large_buffers > 0 {
             let (buffers, bytes) = (setup.large_buffers, setup.large_buffer_bytes);
-            bufs.push(register(&uring, Group::Large, setup.buffers, buffers, bytes)?);
+            bufs.push(register(&ring.uring, Group::Large, setup.buffers, buffers, bytes)?);
         }
-        // Both came with the same release.
-        let accepts_well = uring.params().is_feature_recvsend_bundle();
-        let mut ring = Box::new(Ring { uring, registered: None, enter_flags, accepts_well });
         ring.register_fd();
         let mut driver = Uring {
             ring: ManuallyDrop::new(ring),
@@ -329,80 +310,6 @@ impl Drop for Uring {
     }
 }
 
-impl Ring {
-    fn push(&mut self, entry: &squeue::Entry) -> bool {
-        let mut queue = self.uring.submission();
-        // SAFETY: what the entry points to is owned by `Uring` until its final completion.
-        unsafe { queue.push(entry) }.is_ok()
-    }
-
-    /// `io_uring_enter(2)` with the flags and the descriptor that this ring wants.
-    fn enter(&self, to_submit: u32, wait: Wait) -> io::Result<u32> {
-        let (fd, mut flags) = match self.registered {
-            Some(index) => (index as libc::c_int, self.enter_flags | ENTER_REGISTERED_RING),
-            None => (self.uring.as_raw_fd(), self.enter_flags),
-        };
-        flags |= ENTER_GETEVENTS;
-        let want = u32::from(wait != Wait::No);
-        let (timeout, arguments);
-        let (argument, size) = if let Wait::AtMostNs(ns) = wait {
-            timeout = Timespec::from(Duration::from_nanos(ns));
-            arguments = SubmitArgs::new().timespec(&timeout);
-            flags |= ENTER_EXT_ARG;
-            (std::ptr::from_ref(&arguments).cast(), size_of_val(&arguments))
-        } else {
-            (std::ptr::null::<libc::c_void>(), 0)
-        };
-        // SAFETY: the argument is null, or a `SubmitArgs` that outlives the call and wraps the
-        // kernel's io_uring_getevents_arg, whose size is passed.
-        let result = unsafe {
-            libc::syscall(libc::SYS_io_uring_enter, fd, to_submit, want, flags, argument, size)
-        };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as u32) }
-    }
-
-    /// Registers the ring's descriptor, which saves the kernel a look-up at every enter. Not
-    /// being able to is no error: a task has only 16 places for this.
-    fn register_fd(&mut self) {
-        let mut update =
-            RsrcUpdate { offset: u32::MAX, resv: 0, data: self.uring.as_raw_fd() as u64 };
-        if self.ring_fds(REGISTER_RING_FDS, &mut update) == 1 {
-            self.registered = Some(update.offset);
-        }
-    }
-
-    /// A registered ring would live until its thread ends, and its listeners with it.
-    fn unregister_fd(&mut self) {
-        if let Some(offset) = self.registered.take() {
-            let mut update = RsrcUpdate { offset, resv: 0, data: 0 };
-            self.ring_fds(UNREGISTER_RING_FDS, &mut update);
-        }
-    }
-
-    fn ring_fds(&self, opcode: u32, update: &mut RsrcUpdate) -> i64 {
-        let (fd, update) = (self.uring.as_raw_fd(), std::ptr::from_mut(update));
-        // SAFETY: one io_uring_rsrc_update, as both opcodes want, alive during the call.
-        unsafe { libc::syscall(libc::SYS_io_uring_register, fd, opcode, update, 1) }
-    }
-}
-
-fn build(setup: RingSetup) -> io::Result<IoUring> {
-    let mut builder = IoUring::builder();
-    builder
-        .setup_single_issuer()
-        .setup_defer_taskrun()
-        .setup_submit_all()
-        .setup_taskrun_flag()
-        .setup_cqsize(setup.cq_entries)
-        .setup_clamp()
-        .dontfork();
-    // NO_SQARRAY came with 6.6 and is all that may be missing from 6.1 on.
-    match builder.clone().setup_no_sqarray().build(setup.sq_entries) {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => builder.build(setup.sq_entries),
-        result => result,
-    }
-}
-
 /// Registers receive buffers of one size, all of them the kernel's.
 fn register(
     uring: &IoUring,
@@ -468,40 +375,9 @@ fn outcome(
     })
 }
 
-/// Sets a field of an entry that the crate has no name for.
-fn with_ioprio(mut entry: squeue::Entry, ioprio: u16) -> squeue::Entry {
-    // SAFETY: an entry is the kernel's io_uring_sqe and nothing else, whose third and fourth byte
-    // are this field.
-    let field = unsafe { (&raw mut entry).cast::<u16>().add(1) };
-    // SAFETY: inside of the entry, which is aligned for more than this.
-    unsafe { field.write(ioprio) };
-    entry
-}
-
-/// `struct io_uring_rsrc_update`.
-#[repr(C)]
-struct RsrcUpdate {
-    offset: u32,
-    resv: u32,
-    data: u64,
-}
-
 /// A longer send is continued when the kernel has taken this much; its length field has 32 bits.
 const SEND_BYTES_MAX: usize = 1 << 30;
 /// How long one call may wait for what it has cancelled.
 const CANCEL_WAIT: Timespec = Timespec::new().nsec(1_000_000);
 /// How long dropping a ring waits for the last completions before it leaks.
 const QUIESCE_LIMIT: Duration = Duration::from_millis(100);
-
-// From linux/io_uring.h; the crate keeps them to itself.
-const ENTER_GETEVENTS: u32 = 1 << 0;
-const ENTER_EXT_ARG: u32 = 1 << 3;
-const ENTER_REGISTERED_RING: u32 = 1 << 4;
-const ENTER_NO_IOWAIT: u32 = 1 << 7;
-const REGISTER_RING_FDS: u32 = 20;
-const UNREGISTER_RING_FDS: u32 = 21;
-const RECV_MULTISHOT: u16 = 1 << 1;
-const ACCEPT_POLL_FIRST: u16 = 1 << 2;
-const _: () = assert!(size_of::<squeue::Entry>() == 64);
-/// `SubmitArgs` is passed as the `struct io_uring_getevents_arg` that it wraps.
-const _: () = assert!(size_of::<SubmitArgs<'static, 'static>>() == 24);
