@@ -1,7 +1,8 @@
 //! The lines of an examination, those that a configuration adds to it included.
 
 use super::Examination;
-use crate::config::Config;
+use crate::config::{Balance, Config};
+use crate::machine::{NOT_PINNED, default_cpus, pins};
 
 /// One line of the report.
 #[derive(Clone, Debug)]
@@ -50,6 +51,36 @@ impl Examination {
         self.configured = lines
             .map(|(name, text)| Finding::new("configuration", name, text, none.clone()))
             .collect();
+        if let (Ok(settings), Ok(cpus)) = (config.settings(), config.cpu_list())
+            && settings.balance == Balance::Cpu
+        {
+            let quota = self.facts.quota_cpus;
+            let allowed = self.facts.allowed_cpus.as_deref().unwrap_or_default();
+            let cores = cpus.map_or_else(|| default_cpus(allowed, quota).len(), |cpus| cpus.len());
+            if !pins(settings.pin, quota, cores) {
+                self.configured.push(Finding::new("configuration", "warning", NOT_PINNED, none));
+            }
+        }
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::{Balance, Config};
+    use crate::doctor::examine;
+
+    #[test]
+    fn a_quota_that_keeps_cores_from_being_pinned_is_told_of_where_that_matters() {
+        let text = |balance, cpus: &str, quota_cpus| {
+            let mut examination = examine();
+            examination.facts.quota_cpus = quota_cpus;
+            examination.with_config(&Config::default().balance(balance).cpus(cpus)).to_string()
+        };
+        let told = |text: String| text.contains("SLIPRING_BALANCE=cpu needs cores that are pinned");
+        assert!(told(text(Balance::Cpu, "0-1", Some(1.5))));
+        assert!(!told(text(Balance::Cpu, "0-1", Some(2.0))));
+        assert!(!told(text(Balance::Cpu, "0-1", None)));
+        assert!(!told(text(Balance::Hash, "0-1", Some(1.5))));
     }
 }
