@@ -137,9 +137,8 @@ impl fmt::Debug for Listener {
 }
 
 impl Core {
-    /// Starts to accept on every listener, and to take what others have accepted.
+    /// Starts to accept on every listener.
     pub(crate) fn start_accept(&mut self) {
-        self.post.load.open();
         for index in 0..self.listeners.len() {
             self.take_from(index as u32);
         }
