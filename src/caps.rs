@@ -183,6 +183,11 @@ impl Lease {
         if used >= self.places.core_max() {
             return Room::CoreFull;
         }
+        self.room_beyond(used)
+    }
+
+    /// As [`Lease::room`], however many the core has: for a connection that another one will have.
+    pub(crate) fn room_beyond(&mut self, used: usize) -> Room {
         if self.finds_one(used) {
             // One that its own connection has left needs no grant.
             if std::mem::take(&mut self.asked) {
@@ -214,6 +219,24 @@ impl Lease {
             self.places.batch.min(self.places.core_max().saturating_sub(self.held)).max(short);
         self.held += self.places.take(most);
         used < self.held
+    }
+
+    /// Lets another core have a place beyond those used. False if there is none.
+    pub(crate) fn lend(&mut self, used: usize) -> bool {
+        let spare = self.held > used;
+        self.held -= usize::from(spare);
+        spare
+    }
+
+    /// Takes over a place that came with a connection. True as often as a lease would be taken for
+    /// connections of its own.
+    pub(crate) fn take_over(&mut self) -> bool {
+        self.held += 1;
+        self.held.is_multiple_of(self.places.batch)
+    }
+
+    pub(crate) fn core(&self) -> usize {
+        self.core
     }
 
     /// Takes over what was granted.

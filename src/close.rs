@@ -228,7 +228,7 @@ impl Core {
         self.counters.idle_races.add(u64::from(raced));
         self.forget(&mut entry);
         self.counters.close(entry.reason());
-        self.counters.live.set(self.table.len() as u64);
+        self.publish_live();
         self.give_back_places();
         self.accept_if_held_up();
     }

@@ -12,7 +12,7 @@ use self::form::Form;
 use self::variable::{PREFIX, Plain, Variable, Written};
 use crate::error::{Error, ErrorKind, Result};
 
-pub use self::choices::{HalfClose, Overload, ReportFormat};
+pub use self::choices::{Balance, HalfClose, Overload, ReportFormat};
 pub use self::explain::Explanation;
 
 mod choices;
@@ -91,6 +91,11 @@ variables! {
         /// What becomes of a connection for which there is no place: it waits in the listener's
         /// queue, or it is accepted and closed.
         OVERLOAD overload: Overload = Overload::Queue, [queue | reject];
+
+        /// How new connections are spread over the cores: by the kernel's hash of the addresses; to
+        /// the core on the CPU that got the handshake, for cores that are pinned; or to the core
+        /// with the least connections, by moving those that another one has accepted.
+        BALANCE balance: Balance = Balance::Hash, [hash | cpu | least];
 
         /// Whether small writes leave at once (`TCP_NODELAY`).
         NODELAY nodelay: bool = true, [0 | 1];
@@ -323,6 +328,7 @@ impl Config {
     /// - `SLIPRING_CQ_ENTRIES` is less than twice `SLIPRING_SQ_ENTRIES`.
     /// - `SLIPRING_RECEIVE_QUEUE_BYTES` is less than `SLIPRING_BUFFER_BYTES`.
     /// - `SLIPRING_MEMORY_BYTES_MAX` is less than `SLIPRING_SEND_QUEUE_BYTES`.
+    /// - `SLIPRING_BALANCE` is `cpu` and `SLIPRING_PIN` is `0`.
     ///
     /// # Examples
     ///
@@ -350,6 +356,9 @@ impl Config {
         }
         if settings.memory_bytes_max < settings.send_queue_bytes {
             return Err(self.conflict(&MEMORY_BYTES_MAX, "less than", &SEND_QUEUE_BYTES));
+        }
+        if settings.balance == Balance::Cpu && settings.pin == Some(false) {
+            return Err(self.conflict(&BALANCE, "needs cores that are pinned, unlike", &PIN));
         }
         Ok(settings)
     }

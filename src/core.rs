@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::audit::Audit;
+use crate::balance::Pulse;
 use crate::buf::Chunk;
 use crate::caps::Lease;
 use crate::config::Settings;
@@ -119,6 +120,7 @@ pub(crate) struct Core {
     pub(crate) refused: usize,
     /// The places for connections that this core has.
     pub(crate) lease: Lease,
+    pub(crate) pulse: Pulse,
     pub(crate) myself: Weak<CoreCell>,
     pub(crate) control: Arc<Control>,
     pub(crate) post: Post,
@@ -192,6 +194,7 @@ impl Core {
                 pressure: Pressure::default(),
                 refused: 0,
                 lease,
+                pulse: Pulse::default(),
                 myself: Weak::clone(myself),
                 control,
                 post,
@@ -213,6 +216,7 @@ impl Core {
         self.flush_outputs();
         self.rearm_parked();
         let now_ns = self.driver.now_ns();
+        self.publish_pulse(now_ns);
         self.end_turn(now_ns);
         let wait = self.wait(now_ns);
         self.pauses.back_by(match wait {
@@ -410,6 +414,7 @@ impl CoreCell {
                 Message::Inspect(question) => self.borrow_mut().inspections.push(question),
                 Message::Retire(deadline_ns) => self.borrow_mut().retire_at(deadline_ns),
                 Message::Steer => self.borrow_mut().put_steering_right(),
+                Message::Moved(moved) => self.borrow_mut().take_over(moved),
                 Message::Spawn(place, make) => {
                     // The maker is anyone's code; a panic in it is its own.
                     let mut refused = false;

@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 #[cfg(test)]
-use crate::sim::{SimDriver, SimSocket};
+use crate::sim::{Peer, SimDriver, SimSocket};
 use crate::sys::bufs::{Lease, Pool};
 use crate::sys::filter;
 use crate::sys::gather::Gather;
@@ -156,6 +156,15 @@ impl Socket {
             Socket::Os(fd) => Name(fd.as_raw_fd()),
             #[cfg(test)]
             Socket::Sim(socket) => socket.name(),
+        }
+    }
+
+    /// Readies it for another core, as no operation may be in flight on it.
+    pub(crate) fn pack(self) -> Parcel {
+        match self {
+            Socket::Os(fd) => Parcel::Os(fd),
+            #[cfg(test)]
+            Socket::Sim(socket) => Parcel::Sim(Box::new(socket.pack())),
         }
     }
 
@@ -323,6 +332,14 @@ impl Socket {
     }
 }
 
+/// A connected socket on its way to another core.
+#[derive(Debug)]
+pub(crate) enum Parcel {
+    Os(OwnedFd),
+    #[cfg(test)]
+    Sim(Box<Peer>),
+}
+
 /// The drivers. An enum rather than a trait object: the release build has one variant and pays
 /// for no dispatch.
 #[derive(Debug)]
@@ -376,6 +393,17 @@ impl Driver {
     /// Whether there is one.
     pub(crate) fn is_ready(&mut self) -> bool {
         either!(self, driver => driver.is_ready())
+    }
+
+    /// A socket that has come from another core.
+    pub(crate) fn unpack(&self, parcel: Parcel) -> Socket {
+        match (parcel, self) {
+            (Parcel::Os(fd), _) => Socket::Os(fd),
+            #[cfg(test)]
+            (Parcel::Sim(peer), Driver::Sim(driver)) => Socket::Sim(driver.unpack(*peer)),
+            #[cfg(test)]
+            (Parcel::Sim(_), Driver::Uring(_)) => panic!("a simulated connection in a real ring"),
+        }
     }
 
     pub(crate) fn pool(&self) -> &Rc<Pool> {

@@ -44,7 +44,11 @@ impl Core {
                 self.walks.connections = Walk::over(self.table.slots());
             }
         }
-        self.drain.phase() > Phase::Running
+        let drains = self.drain.phase() > Phase::Running;
+        if drains {
+            self.post.load.close();
+        }
+        drains
     }
 
     /// Goes through the phases that are due.
@@ -80,7 +84,8 @@ impl Core {
     pub(crate) fn left(&self) -> Left {
         let open = self.listeners.iter().filter(|listener| listener.is_open()).count();
         let starved = self.listeners.iter().filter(|listener| listener.is_starved()).count();
-        let (connections, tasks) = (self.table.len(), self.tasks.waited_for());
+        let connections = self.table.len() + self.post.load.coming();
+        let tasks = self.tasks.waited_for();
         Left { listeners: open - starved, starved, connections, tasks }
     }
 

@@ -35,6 +35,7 @@
 #![doc(test(attr(deny(warnings), allow(dead_code, unused_imports, unused_variables))))]
 
 mod audit;
+mod balance;
 mod bind;
 mod buf;
 mod caps;
@@ -68,6 +69,7 @@ mod local;
 mod machine;
 mod mailbox;
 mod memory;
+mod moves;
 mod pace;
 mod pause;
 mod per_ip;
@@ -106,7 +108,7 @@ pub use bind::ListenAddr;
 pub use buf::{Chunk, SendBuf};
 pub use census::{Ages, Census};
 pub use closing::Closing;
-pub use config::{Config, Explanation, HalfClose, Overload, ReportFormat};
+pub use config::{Balance, Config, Explanation, HalfClose, Overload, ReportFormat};
 pub use conn::{Connection, ConnectionId};
 pub use connections::{ConnectionInfo, ConnectionState, Connections, SilentCore};
 pub use deadline::DeadlineKind;

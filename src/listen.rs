@@ -173,8 +173,8 @@ impl Core {
                 break;
             }
             if !draining && !self.may_take() {
-                self.listeners[index as usize].accept = Accept::Full;
                 self.counters.accept_pauses.add(1);
+                self.wait_for_room(index);
                 break;
             }
             let listener = &mut self.listeners[index as usize];
@@ -210,6 +210,18 @@ impl Core {
             }
         }
         budget
+    }
+
+    /// Waits for a connection to end here, or for a place; or for another core to have time for
+    /// more than this one may have, of which nobody tells.
+    fn wait_for_room(&mut self, index: u32) {
+        let full = self.places_used() >= self.lease.places().core_max();
+        self.listeners[index as usize].accept = if full && self.moves() {
+            let at_ms = self.now_ms + LOOK_AGAIN_MS;
+            Accept::BackingOff(self.wheel.insert(at_ms, Precision::Coarse, Timer::Listener(index)))
+        } else {
+            Accept::Full
+        };
     }
 
     /// One that was accepted, or why none was.
@@ -460,5 +472,6 @@ const PEERS_FAULT: [i32; 9] = [
     libc::EHOSTUNREACH,
     libc::ENETUNREACH,
 ];
+const LOOK_AGAIN_MS: u64 = 50;
 const BACK_OFF_MS_MIN: u64 = 5;
 const BACK_OFF_MS_MAX: u64 = 1000;

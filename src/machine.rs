@@ -158,6 +158,12 @@ pub(crate) fn default_cpus(allowed: &[u16], quota: Option<f64>) -> Vec<u16> {
     if allowed.is_empty() { vec![0] } else { allowed.iter().copied().take(paid_for).collect() }
 }
 
+/// Whether each core's thread is pinned to its CPU; if nobody says so, unless the quota allows
+/// fewer CPUs than there are cores.
+pub(crate) fn pins(asked: Option<bool>, quota: Option<f64>, cores: usize) -> bool {
+    asked.unwrap_or(quota.is_none_or(|cpus| cpus >= cores as f64))
+}
+
 /// Raises the soft limit on file descriptors to at least `needed`, where the hard one allows.
 ///
 /// # Errors
@@ -322,6 +328,11 @@ const CGROUP_V1_ROOTS: [&str; 2] = ["/sys/fs/cgroup/cpu", "/sys/fs/cgroup/cpu,cp
 
 /// Far more than any of the files holds.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
+
+/// Why connections can't be spread by CPU.
+pub(crate) const NOT_PINNED: &str = "SLIPRING_BALANCE=cpu needs cores that are pinned, and these \
+                                     are not, as a cgroup's quota allows fewer CPUs than there \
+                                     are cores; set SLIPRING_PIN=1, or name fewer SLIPRING_CPUS";
 
 #[cfg(test)]
 mod tests {

@@ -4,9 +4,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::balance::Load;
 use crate::executor::LocalFuture;
 use crate::inspect::Question;
 use crate::mailbox::{Bell, Mailbox};
+use crate::moves::Moved;
 use crate::sys::place::Place;
 use crate::sys::wake::EventFd;
 use crate::table::Id;
@@ -25,6 +27,8 @@ pub(crate) enum Message {
     Retire(u64),
     /// A listener of another core has gone.
     Steer,
+    /// A connection that another core has accepted is this one's.
+    Moved(Moved),
 }
 
 /// The address of a core for other threads.
@@ -33,6 +37,8 @@ pub(crate) type Post = Arc<PostBox>;
 #[derive(Debug)]
 pub(crate) struct PostBox {
     pub(crate) mailbox: Mailbox<Message, CoreBell>,
+    /// What the others see of the core's load.
+    pub(crate) load: Load,
     serial: u64,
 }
 
@@ -58,7 +64,7 @@ impl PostBox {
     pub(crate) fn new(bell: CoreBell) -> Post {
         static SERIALS: AtomicU64 = AtomicU64::new(0);
         let serial = SERIALS.fetch_add(1, Ordering::Relaxed);
-        Arc::new(PostBox { mailbox: Mailbox::new(bell), serial })
+        Arc::new(PostBox { mailbox: Mailbox::new(bell), load: Load::default(), serial })
     }
 
     /// Tells the cores of a process apart, those of several servers too.
@@ -80,6 +86,7 @@ impl fmt::Debug for Message {
             Message::Inspect(_) => "Inspect",
             Message::Retire(_) => "Retire",
             Message::Steer => "Steer",
+            Message::Moved(_) => "Moved",
         })
     }
 }

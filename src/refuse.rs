@@ -30,6 +30,13 @@ impl Core {
             self.refuse(index, socket, CloseReason::Rejected);
             return;
         }
+        if let Err(socket) = self.move_on(index, socket) {
+            self.admit_here(index, socket);
+        }
+    }
+
+    /// As [`Core::admit`], for one that has a place and is not moved.
+    pub(crate) fn admit_here(&mut self, index: u32, socket: Socket) {
         let places = self.lease.places();
         let source = places.sources().and_then(|_| socket.peer_addr()).map(source_of);
         if let (Some(sources), Some(source)) = (places.sources(), source)
@@ -50,7 +57,12 @@ impl Core {
     /// Whether there is a place for another connection.
     fn has_room(&mut self) -> bool {
         let held = self.lease.held();
-        let room = self.lease.room(self.places_used());
+        let used = self.places_used();
+        let mut room = self.lease.room(used);
+        if room == Room::CoreFull && self.better_core().is_some() {
+            // The next one will be moved there.
+            room = self.lease.room_beyond(used);
+        }
         if room == Room::ServerFull(true) {
             // Others may hold more than they use.
             self.call_all_cores();
@@ -101,7 +113,7 @@ impl Core {
         self.arm_deadline(id);
         self.arm_audit();
         self.counters.accepted.add(1);
-        self.counters.live.set(self.table.len() as u64);
+        self.publish_live();
         let most = self.counters.live_max.get().max(self.table.len() as u64);
         self.counters.live_max.set(most);
         id

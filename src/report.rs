@@ -203,12 +203,15 @@ impl DrainReport {
     }
 
     /// Whether the books balance, on each core: what was accepted was closed, for a reason that is
-    /// counted, and nothing is left, unless on a core that is reported as stuck.
+    /// counted, and nothing is left, unless on a core that is reported as stuck. What one core has
+    /// moved to another has come there.
     #[must_use]
     pub fn is_balanced(&self) -> bool {
-        self.cores
-            .iter()
-            .all(|core| core.is_balanced() && (core.stats.live == 0 || core.stuck.is_some()))
+        let (total, stuck) = (self.total(), self.cores.iter().any(|core| core.stuck.is_some()));
+        let arrived = total.moved_out == total.moved_in || stuck;
+        let balanced = |core: &CoreReport| core.is_balanced();
+        let left = |core: &CoreReport| core.stats.live > 0 && core.stuck.is_none();
+        arrived && self.cores.iter().all(balanced) && !self.cores.iter().any(left)
     }
 
     /// Connections handed over to a successor.
@@ -262,6 +265,8 @@ impl CoreReport {
             .number("closed", self.stats.closed.total())
             .number("live", self.stats.live)
             .number("queue_taken", self.stats.queue_taken)
+            .number("moved_out", self.stats.moved_out)
+            .number("moved_in", self.stats.moved_in)
             .raw_or_null("stop", self.stop.map(|stop| json::quoted(stop.as_str())));
         if self.hooks > 0 {
             json = json.number("hooks", self.hooks).number("hooks_forced", self.hooks_forced);
@@ -302,6 +307,14 @@ impl fmt::Display for DrainReport {
         writeln!(f, ": {verdict}")?;
         for reason in CloseReason::ALL.into_iter().filter(|r| total.closed.get(*r) > 0) {
             writeln!(f, "  {:<14} {}", reason.as_str(), total.closed.get(reason))?;
+        }
+        if total.moved_out > 0 {
+            let (out, lost) = (total.moved_out, total.moved_out.saturating_sub(total.moved_in));
+            write!(f, "  {out} were moved to cores with less to do")?;
+            if lost > 0 {
+                write!(f, ", {lost} of them to one that has not taken them")?;
+            }
+            writeln!(f)?;
         }
         if total.tasks_forced > 0 {
             writeln!(f, "  {} tasks dropped at the deadline", total.tasks_forced)?;

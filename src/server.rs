@@ -8,7 +8,7 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::Location;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use crate::bind::{Hook, ListenAddr, bind};
 use crate::caps::Places;
-use crate::config::{Config, Settings};
+use crate::config::{Balance, Config, Settings};
 use crate::conn::{self, Connection};
 use crate::control::{Belongings, Control, Seat};
 use crate::crew::{Crew, Seed, Share};
@@ -114,8 +114,8 @@ impl Server {
         }
     }
 
-    /// Serves an address with a handler that runs once for each connection, on the core that has
-    /// accepted it. The address has a form of [`ListenAddr::parse`].
+    /// Serves an address with a handler that runs once for each connection, on the core that
+    /// [`Balance`](crate::Balance) has chosen. The address has a form of [`ListenAddr::parse`].
     #[track_caller]
     pub fn listen<H, F>(self, addr: impl Into<String>, handler: H) -> Server
     where
@@ -239,7 +239,11 @@ impl Server {
         machine::ensure_nofile(descriptors_needed(&settings, cores, self.endpoints.len()))?;
         let facts = Facts::read();
         let quota = facts.quota_cpus;
-        let pin = settings.pin.unwrap_or(quota.is_none_or(|cpus| cpus >= cores as f64));
+        let pin = machine::pins(settings.pin, quota, cores);
+        if settings.balance == Balance::Cpu && !pin {
+            return Err(Error::new(ErrorKind::Config, "balance connections by CPU")
+                .because(machine::NOT_PINNED));
+        }
         let spin = SpinState::judge(&settings, &facts, cores);
         if spin.is_refused() {
             settings.spin_us = 0;
@@ -287,7 +291,13 @@ impl Server {
         let mut shares: Vec<Vec<Share>> = (0..cores).map(|_| Vec::new()).collect();
         for bound in bound {
             let is_tcp = matches!(bound.addr, ListenAddr::Tcp(_));
-            let group = is_tcp.then(|| Arc::new(Group::new(cores)));
+            let by_cpu = (settings.balance == Balance::Cpu).then(|| cpus.clone());
+            let group = is_tcp.then(|| Arc::new(Group::new(cores, by_cpu)));
+            if let (Some(group), Some(socket)) = (&group, bound.sockets.first()) {
+                group
+                    .begin(socket.as_fd())
+                    .map_err(|error| Error::os(format!("steer {} by CPU", bound.addr), error))?;
+            }
             for (core, socket) in bound.sockets.into_iter().enumerate() {
                 let group = group.clone();
                 shares[core].push((socket, group.map(|group| Membership { group, core })));

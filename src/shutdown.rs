@@ -37,6 +37,7 @@ impl CoreCell {
     }
 
     fn drop_code_of_others(self: &Rc<CoreCell>) {
+        self.borrow_mut().post.load.close();
         let leftover = self.borrow_mut().take_all_tasks();
         drop_guarded(leftover);
         // Handlers are anyone's code, and may own connections of the core.
@@ -78,7 +79,11 @@ impl CoreCell {
                 core.remove_forced(id, leaked);
             }
             // First, so that nobody grants a place to a core that will not hear of it.
-            let unread = core.post.mailbox.close();
+            let mut unread = core.post.mailbox.close();
+            let mut unheard: Vec<Message> = std::mem::take(&mut core.mail).into();
+            let moved = |message: &mut Message| matches!(message, Message::Moved(_));
+            let late = unread.extract_if(.., moved).chain(unheard.extract_if(.., moved));
+            late.for_each(|message| core.turn_away_late(message));
             let control = Arc::clone(&core.control);
             core.lease.end(|other| control.seats()[other].post.post(Message::Look).is_ok());
             let listeners = std::mem::take(&mut core.listeners);
@@ -87,7 +92,6 @@ impl CoreCell {
                 std::mem::forget(listeners);
             }
             core.publish_counters();
-            let unheard = std::mem::take(&mut core.mail);
             let spawns = |message: &&Message| matches!(message, Message::Spawn(..));
             let refused = unread.iter().chain(&unheard).filter(spawns).count();
             core.counters.tasks_refused.add(refused as u64);
@@ -149,6 +153,13 @@ impl Core {
         }
     }
 
+    /// A message that came too late and has a connection in it.
+    fn turn_away_late(&mut self, message: Message) {
+        if let Message::Moved(moved) = message {
+            self.turn_away_moved(moved);
+        }
+    }
+
     /// A connection that nobody is left to serve.
     pub(crate) fn turn_away(&mut self, socket: Socket) {
         self.counters.accepted.add(1);
@@ -168,7 +179,7 @@ impl Core {
             }
             self.forget(&mut entry);
             self.counters.close(entry.reason());
-            self.counters.live.set(self.table.len() as u64);
+            self.publish_live();
         }
     }
 }

@@ -13,6 +13,7 @@ mod driver;
 mod ends;
 mod faults;
 mod hands;
+mod moves;
 mod overload;
 mod peer;
 mod promises;
@@ -30,7 +31,7 @@ use crate::driver::{Completion, DriverCounters, Errno, Group, Name, Op, Outcome,
 use crate::sys::bufs::{Lease, Pool};
 use crate::sys::gather::Gather;
 use crate::token::{Kind, Token};
-use peer::Peer;
+pub(crate) use peer::Peer;
 
 pub(crate) use driver::{SimDriver, SimSocket};
 pub(crate) use rng::Rng;

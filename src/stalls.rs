@@ -121,6 +121,13 @@ impl Watch {
         self.turn_ms.get() != 0
     }
 
+    /// Whether a turn goes on that has lasted so long already. Nobody knows where stalls are not
+    /// watched for.
+    pub(crate) fn turn_lasts(&self, now_ms: u64, ms: u64) -> bool {
+        let since_ms = self.turn_ms.get();
+        self.limit_ms.get() > 0 && since_ms > 0 && now_ms.saturating_sub(since_ms) >= ms
+    }
+
     pub(crate) fn poll_begins(&self, now_ms: u64) {
         self.poll_ms.set(now_ms);
     }

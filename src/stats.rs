@@ -97,8 +97,13 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Connections accepted.
+    /// Connections accepted, those that another core has accepted and moved here included.
     accepted sum,
+    /// Connections that this core has accepted and moved to one that has less to do
+    /// (`SLIPRING_BALANCE=least`); it is there that they count as accepted.
+    moved_out sum,
+    /// Connections that other cores have moved here.
+    moved_in sum,
     /// Connections in the table now.
     live sum,
     /// Tasks alive now, the connections' handlers included.

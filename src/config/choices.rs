@@ -61,3 +61,35 @@ pub enum Overload {
     /// It is accepted and closed with a FIN, so that its client can go elsewhere at once.
     Reject,
 }
+
+/// How new connections are spread over the cores: the value of `SLIPRING_BALANCE`.
+///
+/// # Examples
+///
+/// ```
+/// use slipring::{Balance, Config};
+///
+/// // For few connections that stay for hours.
+/// let config = Config::default().balance(Balance::Least);
+/// # config.validate()?;
+/// # Ok::<(), slipring::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Balance {
+    /// The kernel chooses among the cores' listeners by a hash of the addresses, the default. It
+    /// costs nothing and is even for many connections. Of a few, one core may get twice its share,
+    /// and keeps them as long as they stay.
+    #[default]
+    Hash,
+    /// The kernel takes the listener of the core on the CPU that gets the handshake, so that a
+    /// connection stays on the CPU to which the network card brings it. What comes by a CPU without
+    /// a core is left to the hash. A client on the same machine is bound to the core of the CPU it
+    /// runs on. For TCP; the cores must be pinned, or the start fails.
+    Cpu,
+    /// A core that has accepted a connection while another one has fewer moves it there: to the one
+    /// with the fewest, or among more than nine cores to the better of two that are drawn by lot. A
+    /// core whose handlers take all of its time gets none while others have some left. A move costs
+    /// a message, and waking the core if it sleeps, which shows where connections are short and few
+    /// at a time. Nobody is moved in a drain.
+    Least,
+}

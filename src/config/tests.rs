@@ -139,6 +139,16 @@ fn setters_are_checked_by_validate() {
 }
 
 #[test]
+fn who_balances_by_cpu_pins() {
+    let config = Config::default().balance(Balance::Cpu);
+    config.validate().expect("pinned by default");
+    let error = config.pin(Some(false)).validate().unwrap_err().to_string();
+    let expected = "SLIPRING_BALANCE=\"cpu\" (code): needs cores that are pinned, unlike \
+                    SLIPRING_PIN=\"0\" (code)";
+    assert_eq!(error, expected);
+}
+
+#[test]
 fn setters_reach_the_settings() {
     let config = Config::default().pin(Some(false)).nodelay(false).connections_max(7);
     let settings = config.report(ReportFormat::Json).settings().expect("valid");

@@ -1,7 +1,7 @@
 //! What a variable is, how its value is written as text, and the macros that unfold the table.
 
 use super::form::{Form, shortened};
-use super::{HalfClose, Overload, ReportFormat, VARIABLES};
+use super::{Balance, HalfClose, Overload, ReportFormat, VARIABLES};
 use crate::error::{Error, ErrorKind, Result};
 
 /// What the name of each variable starts with.
@@ -86,6 +86,11 @@ impl Words for Overload {
         &[(Overload::Queue, "queue"), (Overload::Reject, "reject")];
 }
 
+impl Words for Balance {
+    const WORDS: &'static [(Balance, &'static str)] =
+        &[(Balance::Hash, "hash"), (Balance::Cpu, "cpu"), (Balance::Least, "least")];
+}
+
 impl Words for HalfClose {
     const WORDS: &'static [(HalfClose, &'static str)] =
         &[(HalfClose::Finish, "finish"), (HalfClose::Abort, "abort")];
@@ -164,7 +169,7 @@ macro_rules! rows {
                 #[doc = "# Examples"]
                 #[doc = ""]
                 #[doc = "```"]
-                #[doc = "use slipring::{Config, HalfClose, Overload, ReportFormat};"]
+                #[doc = "use slipring::{Balance, Config, HalfClose, Overload, ReportFormat};"]
                 #[doc = ""]
                 #[doc = concat!(
                     "let config = Config::default().",

@@ -1,8 +1,8 @@
 //! The lines of an examination, those that a configuration adds to it included.
 
 use super::Examination;
-use crate::config::Config;
-use crate::machine::default_cpus;
+use crate::config::{Balance, Config};
+use crate::machine::{NOT_PINNED, default_cpus, pins};
 use crate::spin::SpinState;
 
 /// One line of the report.
@@ -53,6 +53,16 @@ impl Examination {
             .map(|(name, text)| Finding::new("configuration", name, text, none.clone()))
             .collect();
         self.configured.extend(self.spin(config));
+        if let (Ok(settings), Ok(cpus)) = (config.settings(), config.cpu_list())
+            && settings.balance == Balance::Cpu
+        {
+            let quota = self.facts.quota_cpus;
+            let allowed = self.facts.allowed_cpus.as_deref().unwrap_or_default();
+            let cores = cpus.map_or_else(|| default_cpus(allowed, quota).len(), |cpus| cpus.len());
+            if !pins(settings.pin, quota, cores) {
+                self.configured.push(Finding::new("configuration", "warning", NOT_PINNED, none));
+            }
+        }
         self
     }
 
@@ -64,5 +74,25 @@ impl Examination {
         let state = SpinState::judge(&settings, &self.facts, cpus.len());
         let text = (state != SpinState::Off).then(|| state.to_string())?;
         Some(Finding::new("configuration", "spinning", text, None::<String>))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::{Balance, Config};
+    use crate::doctor::examine;
+
+    #[test]
+    fn a_quota_that_keeps_cores_from_being_pinned_is_told_of_where_that_matters() {
+        let text = |balance, cpus: &str, quota_cpus| {
+            let mut examination = examine();
+            examination.facts.quota_cpus = quota_cpus;
+            examination.with_config(&Config::default().balance(balance).cpus(cpus)).to_string()
+        };
+        let told = |text: String| text.contains("SLIPRING_BALANCE=cpu needs cores that are pinned");
+        assert!(told(text(Balance::Cpu, "0-1", Some(1.5))));
+        assert!(!told(text(Balance::Cpu, "0-1", Some(2.0))));
+        assert!(!told(text(Balance::Cpu, "0-1", None)));
+        assert!(!told(text(Balance::Hash, "0-1", Some(1.5))));
     }
 }

@@ -107,6 +107,15 @@ impl SimDriver {
         Some(completion)
     }
 
+    /// A connection comes from another world.
+    pub(crate) fn unpack(&self, peer: Peer) -> SimSocket {
+        let mut world = self.world.borrow_mut();
+        let fd = world.free_fd();
+        world.streams.insert(fd, peer);
+        drop(world);
+        SimSocket { fd, world: Rc::clone(&self.world) }
+    }
+
     pub(crate) fn pool(&self) -> &Rc<Pool> {
         &self.pool
     }
@@ -155,6 +164,11 @@ impl SimSocket {
         world.streams.insert(fd, peer);
         drop(world);
         Ok(SimSocket { fd, world: Rc::clone(&self.world) })
+    }
+
+    /// Takes the connection out of this world.
+    pub(crate) fn pack(self) -> Peer {
+        self.world.borrow_mut().streams.remove(&self.fd).expect("it is open")
     }
 
     /// Peers that are still to come wait, and find the listener closed.

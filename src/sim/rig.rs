@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::peer::Peer;
 use super::{Rng, SimDriver, World, WorldRef};
 use crate::caps::{Lease, Places};
-use crate::config::{Config, Settings};
+use crate::config::{Balance, Config, Settings};
 use crate::conn::{self, Connection};
 use crate::control::{Control, Seat};
 use crate::core::{Core, CoreRef};
@@ -98,6 +98,18 @@ impl Rig {
         rig
     }
 
+    /// As [`Rig::with`], for cores of one server.
+    pub(super) fn several<H, F>(worlds: Vec<WorldRef>, config: Config, handle: H) -> Vec<Rig>
+    where
+        H: Fn(Connection) -> F + 'static,
+        F: Future<Output = Result<()>> + 'static,
+    {
+        worlds.iter().for_each(|world| world.borrow_mut().fault_percent = 0);
+        let settings = config.settings().expect("valid settings");
+        let most = settings.connections_max / worlds.len();
+        Rig::start(worlds, settings, most, &conn::handler(handle))
+    }
+
     fn start(
         worlds: Vec<WorldRef>,
         settings: Settings,
@@ -169,6 +181,7 @@ impl Rig {
         assert!(extra <= core.listeners.len() + 2, "{extra} timers of nobody");
         assert_eq!(core.counters.findings(), [""; 0], "the self-check");
         let full = core.drain.is_draining()
+            || core.settings.balance == Balance::Least
             || core.table.len() - core.refused <= core.lease.places().core_max();
         assert!(full, "{} connections of {}", core.table.len(), core.lease.places().core_max());
     }
@@ -263,6 +276,8 @@ fn settings(rng: &mut Rng) -> Settings {
         .task_budget(1 + rng.below(64) as u32)
         .expiry_budget(1 + rng.below(64) as u32)
         .completion_budget(16 + rng.below(64) as u32)
+        .balance(if rng.below(2) == 0 { Balance::Hash } else { Balance::Least })
+        .stall_ms(0)
         .settings()
         .expect("valid settings")
 }

@@ -22,18 +22,29 @@ pub(crate) fn drop_syns(listener: BorrowedFd<'_>) -> io::Result<()> {
     attach(listener, libc::SO_ATTACH_FILTER, &program)
 }
 
-/// Gives new connections to these sockets of the listener's port only, to each as many. The
-/// sockets are numbered in the order in which they began to listen; when one is closed, the last
-/// takes its number. Established connections are left alone.
+/// Gives the new connections of some CPUs, of those that handle the handshake, to one socket of the
+/// listener's port each, and all others to the sockets `among`, to each as many; where that is
+/// empty the kernel chooses. The sockets are numbered in the order in which they began to listen;
+/// when one is closed, the last takes its number. Established connections are left alone.
 ///
 /// # Errors
 /// As `SO_ATTACH_REUSEPORT_CBPF` in socket(7); it needs no privilege.
-pub(crate) fn steer(listener: BorrowedFd<'_>, to: &[u32]) -> io::Result<()> {
-    let mut program = vec![
-        load(libc::BPF_W, (libc::SKF_AD_OFF + libc::SKF_AD_RANDOM) as u32),
-        operation(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, to.len().max(1) as u32),
-    ];
-    for (lot, index) in to.iter().enumerate() {
+pub(crate) fn steer(
+    listener: BorrowedFd<'_>,
+    by_cpu: &[(u16, u32)],
+    among: &[u32],
+) -> io::Result<()> {
+    let mut program = vec![load(libc::BPF_W, (libc::SKF_AD_OFF + libc::SKF_AD_CPU) as u32)];
+    for (cpu, index) in by_cpu {
+        program.push(jump_if_equal(u32::from(*cpu), 0, 1));
+        program.push(give(*index));
+    }
+    if !among.is_empty() {
+        program.push(load(libc::BPF_W, (libc::SKF_AD_OFF + libc::SKF_AD_RANDOM) as u32));
+        let count = among.len() as u32;
+        program.push(operation(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, count));
+    }
+    for (lot, index) in among.iter().enumerate() {
         program.push(jump_if_equal(lot as u32, 0, 1));
         program.push(give(*index));
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use socket2::{Domain, Socket, Type};
 
 use super::*;
+use crate::sys::affinity;
 
 /// Not by a macro, whose words are caught where tests pass.
 fn not_run(why: &str) {
@@ -64,7 +65,7 @@ fn queued(sockets: &[Socket]) -> Vec<usize> {
 fn connections_go_where_they_are_steered_and_everywhere_afterwards() {
     let (addr, mut sockets) = group(4);
     let connect = || drop(TcpStream::connect(addr).unwrap());
-    steer(sockets[3].as_fd(), &[0, 2]).unwrap();
+    steer(sockets[3].as_fd(), &[], &[0, 2]).unwrap();
     (0..64).for_each(|_| connect());
     let counts = queued(&sockets);
     assert_eq!((counts[1], counts[3], counts.iter().sum::<usize>()), (0, 0, 64), "{counts:?}");
@@ -72,7 +73,7 @@ fn connections_go_where_they_are_steered_and_everywhere_afterwards() {
 
     // The last takes the number of the one that is closed.
     drop(sockets.remove(1));
-    steer(sockets[0].as_fd(), &[1]).unwrap();
+    steer(sockets[0].as_fd(), &[], &[1]).unwrap();
     (0..16).for_each(|_| connect());
     assert_eq!(queued(&sockets), [0, 0, 16]);
 
@@ -80,4 +81,36 @@ fn connections_go_where_they_are_steered_and_everywhere_afterwards() {
     (0..128).for_each(|_| connect());
     let counts = queued(&sockets);
     assert!(counts.iter().all(|count| *count > 8), "{counts:?}");
+}
+
+/// On the loopback the sender's CPU handles the handshake.
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no sockets")]
+fn the_cpu_chooses_among_those_named_and_the_others_have_the_rest() {
+    let (addr, sockets) = group(3);
+    let cpus = affinity::allowed().unwrap();
+    let connect_from = |cpu: u16| {
+        let connect = move || {
+            affinity::pin(cpu).unwrap();
+            (0..32).for_each(|_| drop(TcpStream::connect(addr).unwrap()));
+        };
+        std::thread::spawn(connect).join().unwrap();
+    };
+    let by_cpu: Vec<_> = cpus.iter().take(2).copied().zip([2, 0]).collect();
+    steer(sockets[0].as_fd(), &by_cpu, &[]).unwrap();
+    for (cpu, index) in &by_cpu {
+        connect_from(*cpu);
+        let counts = queued(&sockets);
+        assert_eq!(counts[*index as usize], 32, "from CPU {cpu}: {counts:?}");
+    }
+    // A CPU that is not named, as there is none of that number.
+    let unknown = [(u16::MAX, 1)];
+    steer(sockets[0].as_fd(), &unknown, &[0, 2]).unwrap();
+    connect_from(cpus[0]);
+    let counts = queued(&sockets);
+    assert!(counts[1] == 0 && counts[0] > 4 && counts[2] > 4, "{counts:?}");
+    steer(sockets[0].as_fd(), &unknown, &[]).unwrap();
+    connect_from(cpus[0]);
+    let counts = queued(&sockets);
+    assert!(counts.iter().all(|count| *count > 1), "the kernel's choice: {counts:?}");
 }
