@@ -27,6 +27,8 @@ pub(crate) enum Kind {
     Doorbell,
     /// A cancellation of another operation.
     Cancel,
+    /// An update of the ring's table of open files.
+    File,
 }
 
 /// Names one operation in flight; unique among those of one core.
@@ -58,6 +60,7 @@ impl Token {
             4 => Kind::Hangup,
             5 => Kind::Doorbell,
             6 => Kind::Cancel,
+            7 => Kind::File,
             _ => return None,
         })
     }

@@ -83,6 +83,8 @@ impl SimDriver {
         None
     }
 
+    pub(crate) fn forget(&mut self, _token: Token) {}
+
     pub(crate) fn is_ready(&mut self) -> bool {
         !self.world.borrow().ready.is_empty()
     }
