@@ -29,6 +29,8 @@ pub(crate) enum Kind {
     Cancel,
     /// An update of the ring's table of open files.
     File,
+    /// A receive into a large buffer, just once.
+    BulkReceive,
 }
 
 /// Names one operation in flight; unique among those of one core.
@@ -61,6 +63,7 @@ impl Token {
             5 => Kind::Doorbell,
             6 => Kind::Cancel,
             7 => Kind::File,
+            8 => Kind::BulkReceive,
             _ => return None,
         })
     }

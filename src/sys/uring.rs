@@ -63,6 +63,8 @@ pub(crate) struct Uring {
     doorbell: Arc<EventFd>,
     epoch: Instant,
     in_flight: usize,
+    /// Receives in flight into large buffers.
+    bulk_receives: usize,
     /// Everything was told to end, and nothing is begun any more.
     quiesced: bool,
     /// Some operations did not end when they were told to.
@@ -105,6 +107,7 @@ impl Uring {
             doorbell,
             epoch,
             in_flight: 0,
+            bulk_receives: 0,
             quiesced: false,
             given_up: false,
             counters: DriverCounters::default(),
@@ -127,6 +130,7 @@ impl Uring {
                 if self.ring.accepts_well { with_ioprio(accept, ACCEPT_POLL_FIRST) } else { accept }
             }
             Op::Receive { socket: Name(fd), once, group } => {
+                self.bulk_receives += usize::from(token.kind() == Some(Kind::BulkReceive));
                 let ioprio = if once { 0 } else { RECV_MULTISHOT };
                 opcode::Recv::new(Fd(fd), std::ptr::null_mut(), 0)
                     .buf_group(group as u16)
@@ -152,8 +156,10 @@ impl Uring {
     }
 
     pub(crate) fn enter(&mut self, wait: Wait) -> io::Result<()> {
-        for bufs in self.bufs.iter_mut() {
-            bufs.publish();
+        if let [small, large @ ..] = self.bufs.as_mut_slice() {
+            small.publish(usize::MAX);
+            // No more than can be filled at once: these stay in the cache, all of them would not.
+            large.iter_mut().for_each(|large| large.publish(self.bulk_receives));
         }
         self.move_backlog();
         let (queued, overflown, deferred) = {
@@ -199,9 +205,13 @@ impl Uring {
             let last = !cqueue::more(entry.flags());
             self.in_flight -= usize::from(last);
             let token = Token::from_bits(entry.user_data());
-            if token.kind() == Some(Kind::File) {
-                self.files.settled(token, entry.result());
-                continue;
+            match token.kind() {
+                Some(Kind::File) => {
+                    self.files.settled(token, entry.result());
+                    continue;
+                }
+                Some(Kind::BulkReceive) => self.bulk_receives -= usize::from(last),
+                _ => {}
             }
             let says_queue = self.ring.accepts_well;
             let outcome = outcome(token, &entry, last, says_queue, &self.bufs, &mut self.sends);
@@ -341,7 +351,7 @@ impl Drop for Uring {
     }
 }
 
-/// Registers receive buffers of one size, all of them the kernel's.
+/// Registers receive buffers of one size, the small ones all of them the kernel's.
 fn register(
     uring: &IoUring,
     group: Group,
@@ -353,7 +363,9 @@ fn register(
     let (submitter, address) = (uring.submitter(), bufs.address());
     // SAFETY: the entries live until `unregister_buf_ring` in `Uring::drop`, or for good.
     unsafe { submitter.register_buf_ring_with_flags(address, buffers, group as u16, 0) }?;
-    bufs.publish();
+    if group == Group::Small {
+        bufs.publish(usize::MAX);
+    }
     Ok(bufs)
 }
 
@@ -387,7 +399,7 @@ fn outcome(
             });
             Outcome::Accepted(socket, queue)
         }
-        Kind::Receive => match result {
+        Kind::Receive | Kind::BulkReceive => match result {
             Ok(0) => Outcome::Received(Ok(None)),
             // Bytes without a buffer would be bytes lost: the stream is broken.
             Ok(_) => Outcome::Received(lease.map(Some).ok_or(Errno(libc::EIO))),
