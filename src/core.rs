@@ -17,7 +17,6 @@ use std::time::Duration;
 
 use crate::audit::Audit;
 use crate::balance::Pulse;
-use crate::buf::Chunk;
 use crate::caps::Lease;
 use crate::config::Settings;
 use crate::connections::ConnectionInfo;
@@ -30,6 +29,7 @@ use crate::entry::Entry;
 use crate::error::{Error, Result};
 use crate::executor::{Body, Scope, Tasks, Wake, guarded};
 use crate::hooks::Hook;
+use crate::input::SpareQueues;
 use crate::inspect::Inspections;
 use crate::leftover::Leftover;
 use crate::listen::{Listener, NO_CONNECTION};
@@ -104,9 +104,7 @@ pub(crate) struct Core {
     /// Emptied output queues, for the next who sends.
     #[expect(clippy::vec_box, reason = "a gather in flight must not move, so it lives in a box")]
     pub(crate) spare: Vec<Box<Gather>>,
-    /// Emptied input queues, for the next that receives.
-    #[expect(clippy::vec_box, reason = "they move between here and the entries")]
-    pub(crate) spare_inputs: Vec<Box<VecDeque<Chunk>>>,
+    pub(crate) spare_queues: SpareQueues,
     /// Futures to be dropped when nobody has the core borrowed.
     pub(crate) graveyard: Vec<Body>,
     /// Counts the turns.
@@ -186,7 +184,7 @@ impl Core {
                 released: Vec::new(),
                 parked: VecDeque::new(),
                 spare: Vec::new(),
-                spare_inputs: Vec::new(),
+                spare_queues: SpareQueues::default(),
                 graveyard: Vec::new(),
                 turn: 0,
                 next_listener: 0,
@@ -409,7 +407,7 @@ impl CoreCell {
             let Some(message) = self.borrow_mut().mail.pop_front() else { return };
             self.borrow_mut().counters.messages.add(1);
             match message {
-                Message::Wake(id) => self.borrow_mut().tasks.make_ready(id),
+                Message::Wake(id) => self.borrow_mut().tasks.hear_wake(id),
                 Message::Look => self.borrow_mut().hear_of_places(),
                 Message::Inspect(question) => self.borrow_mut().inspections.push(question),
                 Message::Retire(deadline_ns) => self.borrow_mut().retire_at(deadline_ns),

@@ -135,6 +135,15 @@ impl Tasks {
         }
     }
 
+    /// Another thread has woken a task. From here on its next wake-up is news again: the poll that
+    /// this one is about is still to come.
+    pub(crate) fn hear_wake(&mut self, id: Id) {
+        if let Some(body) = self.table.get(id).and_then(|task| task.body.as_ref()) {
+            body.remote.posted.swap(false, Ordering::AcqRel);
+        }
+        self.make_ready(id);
+    }
+
     /// Uses up what waits, leaving nobody.
     pub(crate) fn wake(&mut self, wake: &mut Wake) {
         match std::mem::take(wake) {
@@ -197,10 +206,6 @@ impl Tasks {
             task.queued = false;
             // A task that is being polled further up the stack is not polled again.
             let Some(body) = task.body.take() else { continue };
-            // From here on a wake-up of another thread is news again.
-            if body.remote.posted.load(Ordering::Acquire) {
-                body.remote.posted.swap(false, Ordering::AcqRel);
-            }
             self.running = Some((id, identity(&body.waker)));
             return Some((id, task.scope, task.place, body));
         }

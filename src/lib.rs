@@ -61,6 +61,7 @@ mod group;
 mod handle;
 mod hooks;
 mod idle;
+mod input;
 mod inspect;
 mod json;
 mod leftover;
