@@ -49,8 +49,8 @@ use crate::task::{JoinHandle, spawn_in};
 /// ```
 #[derive(Debug)]
 pub struct Connection {
+    /// What it sends goes by the same link.
     read: ReadHalf,
-    write: WriteHalf,
 }
 
 /// Names a connection among all that the process has ever had.
@@ -67,9 +67,8 @@ impl fmt::Display for ConnectionId {
 }
 
 impl Connection {
-    fn new(link: &Link) -> Connection {
-        let read = ReadHalf { link: link.clone(), partial: None, in_message: false };
-        Connection { read, write: WriteHalf { link: link.clone() } }
+    fn new(link: Link) -> Connection {
+        Connection { read: ReadHalf { link, pieces: None } }
     }
 
     /// Receives what has come; `None` at the end of the stream.
@@ -147,7 +146,7 @@ impl Connection {
     /// # Cancel safety
     /// Safe in that no byte is sent twice; a buffer that was not accepted yet is dropped.
     pub fn send(&mut self, buf: impl Into<SendBuf>) -> impl Future<Output = Result<()>> {
-        self.write.send(buf)
+        self.link().send(buf.into())
     }
 
     /// Copies bytes to the output. See [`WriteHalf::write`].
@@ -158,7 +157,7 @@ impl Connection {
     /// # Cancel safety
     /// Not safe when `bytes` is longer than `SLIPRING_SEND_QUEUE_BYTES`: a part may be queued.
     pub fn write(&mut self, bytes: &[u8]) -> impl Future<Output = Result<()>> {
-        self.write.write(bytes)
+        self.link().write(bytes)
     }
 
     /// Waits until the kernel has taken all output. See [`WriteHalf::flush`].
@@ -169,13 +168,14 @@ impl Connection {
     /// # Cancel safety
     /// Safe.
     pub fn flush(&mut self) -> impl Future<Output = Result<()>> {
-        self.write.flush()
+        self.link().flush()
     }
 
     /// Splits it into halves that two tasks may use. It closes when both are dropped.
     #[must_use]
     pub fn into_split(self) -> (ReadHalf, WriteHalf) {
-        (self.read, self.write)
+        let write = WriteHalf { link: self.link().clone() };
+        (self.read, write)
     }
 
     /// Its name in reports.
@@ -303,7 +303,7 @@ impl Connection {
     }
 
     fn link(&self) -> &Link {
-        &self.write.link
+        &self.read.link
     }
 }
 
@@ -353,10 +353,14 @@ where
     Rc::new(move |link| {
         let handle = Rc::clone(&handle);
         Box::pin(async move {
-            let (core, id, conn) = (Rc::clone(&link.core), link.id, Connection::new(&link));
-            // From here on it is the handler that holds the connection, and may drop it early.
-            drop(link);
-            if handle(conn).await.is_err() {
+            let (core, id) = (Rc::clone(&link.core), link.id);
+            // The handler holds the connection from here on, and may drop it early. What is made in
+            // the block takes no room in this future, of which every connection has one.
+            let handling = {
+                let conn = Connection::new(link);
+                handle(conn)
+            };
+            if handling.await.is_err() {
                 core.borrow_mut().fail(id, CloseReason::HandlerError);
             }
         })

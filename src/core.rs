@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use crate::audit::Audit;
 use crate::balance::Pulse;
+use crate::buf::Chunk;
 use crate::caps::Lease;
 use crate::config::Settings;
 use crate::connections::ConnectionInfo;
@@ -29,7 +30,6 @@ use crate::entry::Entry;
 use crate::error::{Error, Result};
 use crate::executor::{Body, Scope, Tasks, Wake, guarded};
 use crate::hooks::Hook;
-use crate::input::SpareQueues;
 use crate::inspect::Inspections;
 use crate::leftover::Leftover;
 use crate::listen::{Listener, NO_CONNECTION};
@@ -104,7 +104,9 @@ pub(crate) struct Core {
     /// Emptied output queues, for the next who sends.
     #[expect(clippy::vec_box, reason = "a gather in flight must not move, so it lives in a box")]
     pub(crate) spare: Vec<Box<Gather>>,
-    pub(crate) spare_queues: SpareQueues,
+    /// Emptied input queues, for the next that receives.
+    #[expect(clippy::vec_box, reason = "they move between here and the entries")]
+    pub(crate) spare_inputs: Vec<Box<VecDeque<Chunk>>>,
     /// Futures to be dropped when nobody has the core borrowed.
     pub(crate) graveyard: Vec<Body>,
     /// Counts the turns.
@@ -184,7 +186,7 @@ impl Core {
                 released: Vec::new(),
                 parked: VecDeque::new(),
                 spare: Vec::new(),
-                spare_queues: SpareQueues::default(),
+                spare_inputs: Vec::new(),
                 graveyard: Vec::new(),
                 turn: 0,
                 next_listener: 0,
@@ -407,7 +409,7 @@ impl CoreCell {
             let Some(message) = self.borrow_mut().mail.pop_front() else { return };
             self.borrow_mut().counters.messages.add(1);
             match message {
-                Message::Wake(id) => self.borrow_mut().tasks.hear_wake(id),
+                Message::Wake(remote) => self.borrow_mut().tasks.hear_wake(&remote),
                 Message::Look => self.borrow_mut().hear_of_places(),
                 Message::Inspect(question) => self.borrow_mut().inspections.push(question),
                 Message::Retire(deadline_ns) => self.borrow_mut().retire_at(deadline_ns),

@@ -48,7 +48,7 @@ pub(crate) enum Wake {
     /// A task of this core, to be marked ready.
     Task(Id),
     /// A waker that is not a task's own, such as that of a combinator.
-    Foreign(Waker),
+    Foreign(Box<Waker>),
 }
 
 /// The tasks of one core.
@@ -81,7 +81,6 @@ struct Task {
 pub(crate) struct Body {
     pub(crate) future: LocalFuture,
     pub(crate) waker: Waker,
-    remote: Arc<Remote>,
 }
 
 impl fmt::Debug for Body {
@@ -116,11 +115,9 @@ impl Tasks {
     pub(crate) fn insert(&mut self, scope: Scope, place: Place, future: LocalFuture) -> Id {
         let task = Task { body: None, queued: false, aborted: false, scope, place };
         let id = self.table.insert(task);
-        let remote =
-            Arc::new(Remote { id, posted: AtomicBool::new(false), post: Arc::clone(&self.post) });
-        let waker = Waker::from(Arc::clone(&remote));
+        let remote = Remote { id, posted: AtomicBool::new(false), post: Arc::clone(&self.post) };
         let task = self.table.get_mut(id).expect("invariant: inserted above");
-        task.body = Some(Body { future, waker, remote });
+        task.body = Some(Body { future, waker: Waker::from(Arc::new(remote)) });
         self.make_ready(id);
         id
     }
@@ -137,11 +134,9 @@ impl Tasks {
 
     /// Another thread has woken a task. From here on its next wake-up is news again: the poll that
     /// this one is about is still to come.
-    pub(crate) fn hear_wake(&mut self, id: Id) {
-        if let Some(body) = self.table.get(id).and_then(|task| task.body.as_ref()) {
-            body.remote.posted.swap(false, Ordering::AcqRel);
-        }
-        self.make_ready(id);
+    pub(crate) fn hear_wake(&mut self, remote: &Remote) {
+        remote.posted.swap(false, Ordering::AcqRel);
+        self.make_ready(remote.id);
     }
 
     /// Uses up what waits, leaving nobody.
@@ -149,7 +144,7 @@ impl Tasks {
         match std::mem::take(wake) {
             Wake::Nobody => {}
             Wake::Task(id) => self.make_ready(id),
-            Wake::Foreign(waker) => self.foreign.push(waker),
+            Wake::Foreign(waker) => self.foreign.push(*waker),
         }
     }
 
@@ -158,18 +153,18 @@ impl Tasks {
         let new = match (self.running, &*wake) {
             (Some((id, own)), _) if own == identity(waker) => Wake::Task(id),
             (_, Wake::Foreign(old)) if old.will_wake(waker) => return,
-            _ => Wake::Foreign(waker.clone()),
+            _ => Wake::Foreign(Box::new(waker.clone())),
         };
         if let Wake::Foreign(old) = std::mem::replace(wake, new) {
             // Dropping a waker may run anyone's code, so not here.
-            self.displaced.push(old);
+            self.displaced.push(*old);
         }
     }
 
     /// Drops who waits, when nobody has the core borrowed.
     pub(crate) fn discard(&mut self, wake: Option<Wake>) {
         if let Some(Wake::Foreign(waker)) = wake {
-            self.displaced.push(waker);
+            self.displaced.push(*waker);
         }
     }
 
@@ -283,7 +278,7 @@ impl Tasks {
 }
 
 /// The part of a task that other threads may hold: it outlives the task, and knows only its id.
-struct Remote {
+pub(crate) struct Remote {
     id: Id,
     /// Whether a wake-up is on its way to the core already.
     posted: AtomicBool,
@@ -309,7 +304,7 @@ impl std::task::Wake for Remote {
         });
         if here != Ok(true) && !self.posted.swap(true, Ordering::AcqRel) {
             // A core that is gone has no tasks to wake.
-            let _ = self.post.post(Message::Wake(self.id));
+            let _ = self.post.post(Message::Wake(Arc::clone(self)));
         }
     }
 }

@@ -61,7 +61,6 @@ mod group;
 mod handle;
 mod hooks;
 mod idle;
-mod input;
 mod inspect;
 mod json;
 mod leftover;

@@ -5,18 +5,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::balance::Load;
-use crate::executor::LocalFuture;
+use crate::executor::{LocalFuture, Remote};
 use crate::inspect::Question;
 use crate::mailbox::{Bell, Mailbox};
 use crate::moves::Moved;
 use crate::sys::place::Place;
 use crate::sys::wake::EventFd;
-use crate::table::Id;
 
 /// What other threads send to a core.
 pub(crate) enum Message {
     /// A task of the core was woken.
-    Wake(Id),
+    Wake(Arc<Remote>),
     /// Run this on the core.
     Spawn(Place, Box<dyn FnOnce() -> LocalFuture + Send>),
     /// The control has news: the drain's deadline.

@@ -211,7 +211,7 @@ impl Entry {
     }
 
     fn holds_bytes(&self) -> bool {
-        !self.input.is_empty() || self.queued_bytes() > 0
+        self.input.is_some() || self.queued_bytes() > 0
     }
 
     /// Whether its handler waits for the next message, and none is on its way.

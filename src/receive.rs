@@ -35,15 +35,19 @@ impl Core {
         if entry.had_its_last && entry.ended.is_none() {
             return Poll::Ready(Ok(None));
         }
-        if let Some(chunk) = entry.input.pop(&mut self.spare_queues) {
-            let bytes = chunk.len();
+        if let Some(input) = &mut entry.input {
+            let chunk = input.pop_front();
+            if input.is_empty() {
+                self.spare_inputs.extend(entry.input.take());
+            }
+            let bytes = chunk.as_ref().map_or(0, |chunk| chunk.len());
             entry.input_bytes -= bytes;
             let off = entry.receive == Receive::Off;
             self.memory.give_back(bytes);
             if off {
                 self.resume_receive(id);
             }
-            return Poll::Ready(Ok(Some(chunk)));
+            return Poll::Ready(Ok(chunk));
         }
         if let Some(reason) = entry.ended {
             let limits = Some((&entry.deadlines, &self.limits));
@@ -116,7 +120,7 @@ impl Core {
         if let Some(entry) = self.table.get_mut(id)
             && entry.receive == Receive::Off
             && entry.input_bytes <= half
-            && entry.input.len() <= CHUNKS_MAX / 2
+            && entry.input.as_ref().is_none_or(|input| input.len() <= CHUNKS_MAX / 2)
             && entry.ended.is_none()
         {
             self.arm_receive(id);
@@ -205,8 +209,10 @@ impl Core {
         let first = !entry.deadlines.has_first_byte();
         entry.deadlines.received(stamp_ms);
         entry.input_bytes += bytes;
-        entry.input.push(Chunk::new(lease), &mut self.spare_queues);
-        let chunks = entry.input.len();
+        let spare = &mut self.spare_inputs;
+        let input = entry.input.get_or_insert_with(|| spare.pop().unwrap_or_default());
+        input.push_back(Chunk::new(lease));
+        let chunks = input.len();
         let goes_on = entry.receive == Receive::Armed && !entry.sizing.is_outgrown();
         let room = entry.input_bytes <= self.settings.receive_queue_bytes && chunks < CHUNKS_MAX;
         self.tasks.wake(&mut entry.reader);
@@ -225,7 +231,7 @@ impl Core {
             self.advance_close(id);
             return;
         }
-        let chunks = entry.input.len();
+        let chunks = entry.input.as_ref().map_or(0, |input| input.len());
         let over = entry.input_bytes > self.settings.receive_queue_bytes
             || chunks >= CHUNKS_MAX
             || (chunks > 0 && self.memory.is_short());
@@ -344,7 +350,7 @@ impl Entry {
 
     /// Forgets what was received and nobody will read, and says how much that was.
     pub(crate) fn discard_input(&mut self) -> usize {
-        self.unread_seen |= !std::mem::take(&mut self.input).is_empty();
+        self.unread_seen |= self.input.take().is_some();
         std::mem::take(&mut self.input_bytes)
     }
 }

@@ -14,10 +14,17 @@ use crate::error::{Error, ErrorKind, Result};
 #[derive(Debug)]
 pub struct ReadHalf {
     pub(crate) link: Link,
-    /// The chunk that is being read piecemeal.
-    pub(crate) partial: Option<Chunk>,
+    /// There once it reads piecemeal; most handlers never do.
+    pub(crate) pieces: Option<Box<Pieces>>,
+}
+
+/// How far a half that reads piecemeal has come.
+#[derive(Debug, Default)]
+pub(crate) struct Pieces {
+    /// The chunk that is being read.
+    partial: Option<Chunk>,
     /// A call has had to wait amid a message, and opened it.
-    pub(crate) in_message: bool,
+    in_message: bool,
 }
 
 /// The sending half of a [`Connection`](crate::Connection); see
@@ -111,7 +118,8 @@ impl ReadHalf {
         if let Some(chunk) = self.next_chunk(0).await? {
             self.put_back(chunk);
         }
-        Ok(self.partial.as_deref().unwrap_or(&[]))
+        let partial = self.pieces.as_ref().and_then(|pieces| pieces.partial.as_deref());
+        Ok(partial.unwrap_or(&[]))
     }
 
     /// Marks bytes that [`ReadHalf::fill_buf`] has shown as read.
@@ -119,7 +127,7 @@ impl ReadHalf {
     /// # Panics
     /// When it has not shown that many.
     pub fn consume(&mut self, count: usize) {
-        if let Some(mut chunk) = self.partial.take() {
+        if let Some(mut chunk) = self.take_partial() {
             chunk.advance(count);
             self.put_back(chunk);
         } else {
@@ -164,10 +172,10 @@ impl ReadHalf {
     /// Once the server drains or the connection has reached its greatest age, it was the last one:
     /// from then on there is no more input, though the peer may have sent further messages.
     pub fn end_message(&mut self) {
-        let Link { core, id } = &self.link;
-        let mut core = core.borrow_mut();
-        if core.end_layers_message(*id) && self.partial.take().is_some() {
-            core.note_unread(*id);
+        let id = self.link.id;
+        let was_last = self.link.core.borrow_mut().end_layers_message(id);
+        if was_last && self.take_partial().is_some() {
+            self.link.core.borrow_mut().note_unread(id);
         }
     }
 
@@ -178,14 +186,20 @@ impl ReadHalf {
 
     /// A call that reads a message has come to its end.
     fn end_read(&mut self) {
-        if std::mem::take(&mut self.in_message) {
+        if self.pieces.as_mut().is_some_and(|pieces| std::mem::take(&mut pieces.in_message)) {
             let Link { core, id } = &self.link;
             core.borrow_mut().end_message(*id, Opened::ByRead);
         }
     }
 
     fn put_back(&mut self, chunk: Chunk) {
-        self.partial = (!chunk.is_empty()).then_some(chunk);
+        if !chunk.is_empty() {
+            self.pieces.get_or_insert_default().partial = Some(chunk);
+        }
+    }
+
+    fn take_partial(&mut self) -> Option<Chunk> {
+        self.pieces.as_mut()?.partial.take()
     }
 }
 
@@ -201,13 +215,15 @@ impl Future for NextChunk<'_> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let NextChunk { half, so_far, waits } = self.get_mut();
-        if let Some(chunk) = half.partial.take() {
+        if let Some(chunk) = half.take_partial() {
             return Poll::Ready(Ok(Some(chunk)));
         }
         let Link { core, id } = &half.link;
         let polled = core.borrow_mut().poll_receive(*id, *so_far, cx);
         *waits = polled.is_pending();
-        half.in_message |= *so_far > 0 && *waits;
+        if *so_far > 0 && *waits {
+            half.pieces.get_or_insert_default().in_message = true;
+        }
         polled
     }
 }
@@ -236,9 +252,7 @@ impl WriteHalf {
     /// # Cancel safety
     /// Safe in that no byte is sent twice; a buffer that was not accepted yet is dropped.
     pub fn send(&mut self, buf: impl Into<SendBuf>) -> impl Future<Output = Result<()>> {
-        let mut buf = Some(buf.into());
-        let Link { core, id } = &self.link;
-        poll_fn(move |cx| core.borrow_mut().poll_send(*id, &mut buf, cx))
+        self.link.send(buf.into())
     }
 
     /// Copies bytes to the output: many small writes of a turn leave as one send.
@@ -248,15 +262,8 @@ impl WriteHalf {
     ///
     /// # Cancel safety
     /// Not safe when `bytes` is longer than `SLIPRING_SEND_QUEUE_BYTES`: a part may be queued.
-    pub fn write(&mut self, mut bytes: &[u8]) -> impl Future<Output = Result<()>> {
-        let Link { core, id } = &self.link;
-        poll_fn(move |cx| {
-            while !bytes.is_empty() {
-                let count = ready!(core.borrow_mut().poll_write(*id, bytes, cx))?;
-                bytes = &bytes[count..];
-            }
-            Poll::Ready(Ok(()))
-        })
+    pub fn write(&mut self, bytes: &[u8]) -> impl Future<Output = Result<()>> {
+        self.link.write(bytes)
     }
 
     /// Waits until the kernel has taken all output. It may still be on its way to the peer.
@@ -267,7 +274,30 @@ impl WriteHalf {
     /// # Cancel safety
     /// Safe.
     pub fn flush(&mut self) -> impl Future<Output = Result<()>> {
-        let Link { core, id } = &self.link;
+        self.link.flush()
+    }
+}
+
+/// What sends, whoever holds the link: only one at a time does.
+impl Link {
+    pub(crate) fn send(&self, buf: SendBuf) -> impl Future<Output = Result<()>> {
+        let (Link { core, id }, mut buf) = (self, Some(buf));
+        poll_fn(move |cx| core.borrow_mut().poll_send(*id, &mut buf, cx))
+    }
+
+    pub(crate) fn write(&self, mut bytes: &[u8]) -> impl Future<Output = Result<()>> {
+        let Link { core, id } = self;
+        poll_fn(move |cx| {
+            while !bytes.is_empty() {
+                let count = ready!(core.borrow_mut().poll_write(*id, bytes, cx))?;
+                bytes = &bytes[count..];
+            }
+            Poll::Ready(Ok(()))
+        })
+    }
+
+    pub(crate) fn flush(&self) -> impl Future<Output = Result<()>> {
+        let Link { core, id } = self;
         poll_fn(|cx| core.borrow_mut().poll_flush(*id, cx))
     }
 }
