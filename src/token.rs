@@ -31,6 +31,8 @@ pub(crate) enum Kind {
     File,
     /// A receive into a large buffer, just once.
     BulkReceive,
+    /// The ring's standing timer.
+    Timer,
 }
 
 /// Names one operation in flight; unique among those of one core.
@@ -64,6 +66,7 @@ impl Token {
             6 => Kind::Cancel,
             7 => Kind::File,
             8 => Kind::BulkReceive,
+            9 => Kind::Timer,
             _ => return None,
         })
     }

@@ -31,4 +31,4 @@ async fn echo(mut conn: Connection) -> slipring::Result<()> {
 }
 
 /// Longer than nearly all of the gaps between what comes while a server is busy.
-const SPIN_US: u32 = 50;
+const SPIN_US: u32 = 20;
