@@ -9,6 +9,7 @@ use crate::entry::{Linger, Lingering, Receive};
 use crate::report::CloseReason;
 use crate::shutdown::UNREAD_MAX;
 use crate::table::Id;
+use crate::token::{Kind, Token};
 
 impl Core {
     /// A hold on the connection is dropped. The last one closes it, at the end of the turn: by
@@ -135,6 +136,7 @@ impl Core {
                 socket.discard_unread(UNREAD_MAX);
             }
         }
+        self.driver.forget(Token::new(Kind::Send, id.index, id.generation));
         entry.socket = None;
         if entry.is_closing() {
             self.remove(id);

@@ -91,6 +91,7 @@ impl Seed {
             buffer_bytes: self.settings.buffer_bytes,
             large_buffers: self.settings.large_buffers_made() as u16,
             large_buffer_bytes: self.settings.large_buffer_bytes,
+            files: (self.settings.connections_max as u32).min(FILES_MAX),
         };
         let epoch = self.control.epoch();
         let uring =
@@ -165,6 +166,9 @@ impl Crew {
         std::mem::take(&mut self.threads)
     }
 }
+
+/// More places for direct descriptors are not asked for; each takes the kernel eight bytes.
+const FILES_MAX: u32 = 16_384;
 
 impl Drop for Crew {
     fn drop(&mut self) {

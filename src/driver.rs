@@ -366,6 +366,12 @@ impl Driver {
         either!(self, driver => driver.push(token, op));
     }
 
+    /// A connection's socket is about to be closed: nothing may keep it open. Nothing is in flight
+    /// on it.
+    pub(crate) fn forget(&mut self, token: Token) {
+        either!(self, driver => driver.forget(token));
+    }
+
     /// Gives returned buffers to the kernel, submits what is queued, and waits as told.
     ///
     /// # Errors

@@ -162,6 +162,7 @@ const SETUP: RingSetup = RingSetup {
     buffer_bytes: 64,
     large_buffers: 0,
     large_buffer_bytes: 0,
+    files: 0,
 };
 const TRIES: usize = 100;
 const TRY_NS: u64 = 10_000_000;

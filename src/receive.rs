@@ -110,7 +110,7 @@ impl Core {
         // floods is many at a time while the others wait. A large one each turn is its share.
         let once = entry.receives_once || group == Group::Large;
         let op = Op::Receive { socket: socket.name(), once, group };
-        self.driver.push(receive_token(id), op);
+        self.driver.push(receive_token(id, group), op);
     }
 
     /// Arms a paused receive again once its handler has taken half of what had piled up.
@@ -133,7 +133,8 @@ impl Core {
         {
             entry.receive = Receive::Cancelling;
             entry.in_flight += 1;
-            self.driver.push(cancel_token(id), Op::Cancel { target: receive_token(id) });
+            let target = receive_token(id, entry.sizing.armed());
+            self.driver.push(cancel_token(id), Op::Cancel { target });
         }
     }
 
@@ -361,8 +362,12 @@ const TAKEN_AT_ONCE_MAX: u32 = 32;
 /// However small they are, so many chunks are enough: each costs a buffer or an allocation.
 const CHUNKS_MAX: usize = 128;
 
-fn receive_token(id: Id) -> Token {
-    Token::new(Kind::Receive, id.index, id.generation)
+fn receive_token(id: Id, group: Group) -> Token {
+    let kind = match group {
+        Group::Small => Kind::Receive,
+        Group::Large => Kind::BulkReceive,
+    };
+    Token::new(kind, id.index, id.generation)
 }
 
 fn hangup_token(id: Id) -> Token {

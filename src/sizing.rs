@@ -32,6 +32,11 @@ impl Sizing {
         self.armed
     }
 
+    /// The group that the receive was last armed with.
+    pub(crate) fn armed(&self) -> Group {
+        self.armed
+    }
+
     /// The armed receive draws from another group than it should.
     pub(crate) fn is_outgrown(&self) -> bool {
         self.wanted != self.armed

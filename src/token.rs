@@ -27,6 +27,10 @@ pub(crate) enum Kind {
     Doorbell,
     /// A cancellation of another operation.
     Cancel,
+    /// An update of the ring's table of open files.
+    File,
+    /// A receive into a large buffer, just once.
+    BulkReceive,
 }
 
 /// Names one operation in flight; unique among those of one core.
@@ -58,6 +62,8 @@ impl Token {
             4 => Kind::Hangup,
             5 => Kind::Doorbell,
             6 => Kind::Cancel,
+            7 => Kind::File,
+            8 => Kind::BulkReceive,
             _ => return None,
         })
     }

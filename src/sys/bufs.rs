@@ -34,6 +34,8 @@ struct Books {
     places: Vec<Place>,
     /// Those to be given to the kernel, latest return last.
     returned: Vec<u16>,
+    /// How many the kernel has.
+    kernels: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +53,7 @@ impl Pool {
         let places = vec![Place::Returned; usize::from(buffers)];
         // The kernel takes from the front: start it with the lowest buffers.
         let returned = (0..buffers).rev().collect();
-        let books = RefCell::new(Books { places, returned });
+        let books = RefCell::new(Books { places, returned, kernels: 0 });
         let leased = Cell::new(0);
         Ok(Rc::new(Pool { memory, buffer_bytes, first, books, leased }))
     }
@@ -91,16 +93,20 @@ impl Pool {
             return None;
         }
         *place = Place::Leased;
+        books.kernels -= 1;
         self.leased.set(self.leased.get() + 1);
         Some(Lease { pool: Rc::clone(self), buffer, left_some: false, len })
     }
 
-    /// Moves every returned buffer to the kernel, handing each to `give`, latest return first:
-    /// it is the likeliest to be in cache.
-    pub(crate) fn give_all(&self, mut give: impl FnMut(u16)) {
-        let mut books = self.books.borrow_mut();
-        while let Some(buffer) = books.returned.pop() {
+    /// Moves returned buffers to the kernel until it has `wanted`, handing each to `give`, latest
+    /// return first: it is the likeliest to be in cache.
+    pub(crate) fn give(&self, wanted: usize, mut give: impl FnMut(u16)) {
+        let books = &mut *self.books.borrow_mut();
+        while books.kernels < wanted
+            && let Some(buffer) = books.returned.pop()
+        {
             books.places[usize::from(buffer)] = Place::Kernel;
+            books.kernels += 1;
             give(self.first + buffer);
         }
     }
@@ -231,14 +237,14 @@ impl BufRing {
         &self.pool
     }
 
-    /// Gives every returned buffer to the kernel.
-    pub(crate) fn publish(&mut self) {
+    /// Gives returned buffers to the kernel until it has `wanted`.
+    pub(crate) fn publish(&mut self, wanted: usize) {
         if self.pool.returned() == 0 {
             return;
         }
         let mask = self.pool.buffers() as u16 - 1;
         let (entries, pool, tail) = (self.entries(), &self.pool, &mut self.tail);
-        pool.give_all(|id| {
+        pool.give(wanted, |id| {
             // SAFETY: masked by the number of entries, a power of two.
             let entry = unsafe { entries.add(usize::from(*tail & mask)) };
             // SAFETY: the entry lies behind the published tail, so the kernel does not read it;
@@ -275,7 +281,7 @@ mod tests {
         assert_eq!(pool.census(), (0, 0, 8));
         assert!(pool.lease(3, 10).is_none(), "not with the kernel yet");
         let mut given = Vec::new();
-        pool.give_all(|buffer| given.push(buffer));
+        pool.give(usize::MAX, |buffer| given.push(buffer));
         assert_eq!(given, [0, 1, 2, 3, 4, 5, 6, 7]);
         pool.write_as_kernel(3, b"hello");
         let lease = pool.lease(3, 5).unwrap();
@@ -292,7 +298,7 @@ mod tests {
     fn ids_count_from_the_first_of_the_pool() {
         let pool = Pool::new(512, 4, 64).unwrap();
         let mut given = Vec::new();
-        pool.give_all(|buffer| given.push(buffer));
+        pool.give(usize::MAX, |buffer| given.push(buffer));
         assert_eq!(given, [512, 513, 514, 515]);
         pool.write_as_kernel(513, b"large");
         assert_eq!(&*pool.lease(513, 5).unwrap(), b"large");
@@ -303,7 +309,7 @@ mod tests {
     #[test]
     fn a_lease_keeps_the_memory_alive() {
         let pool = Pool::new(0, 8, 64).unwrap();
-        pool.give_all(|_| ());
+        pool.give(usize::MAX, |_| ());
         pool.write_as_kernel(0, b"still here");
         let lease = pool.lease(0, 10).unwrap();
         drop(pool);
@@ -313,7 +319,7 @@ mod tests {
     #[test]
     fn the_pool_is_short_above_half() {
         let pool = Pool::new(0, 4, 64).unwrap();
-        pool.give_all(|_| ());
+        pool.give(usize::MAX, |_| ());
         let leases: Vec<Lease> = (0..2).map(|n| pool.lease(n, 1).unwrap()).collect();
         assert!(!leases[0].is_pool_short());
         let third = pool.lease(2, 1).unwrap();

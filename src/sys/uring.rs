@@ -16,6 +16,7 @@ use io_uring::types::{CancelBuilder, Fd, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
 use super::bufs::{BufRing, Lease, Pool};
+use super::files::Files;
 use super::gather::Gather;
 use super::ring::{ACCEPT_POLL_FIRST, RECV_MULTISHOT, Ring, with_ioprio};
 use super::wake::EventFd;
@@ -35,6 +36,8 @@ pub(crate) struct RingSetup {
     /// 0 for none.
     pub(crate) large_buffers: u16,
     pub(crate) large_buffer_bytes: u32,
+    /// Places for direct descriptors; 0 for none.
+    pub(crate) files: u32,
 }
 
 impl RingSetup {
@@ -52,6 +55,7 @@ pub(crate) struct Uring {
     ring: ManuallyDrop<Box<Ring>>,
     /// The small receive buffers, and the large ones if there are any.
     bufs: ManuallyDrop<Vec<BufRing>>,
+    files: Files,
     /// Sends in flight, by slot. The kernel reads what they own.
     sends: Vec<Option<Sending>>,
     /// What found the submission queue full.
@@ -59,6 +63,8 @@ pub(crate) struct Uring {
     doorbell: Arc<EventFd>,
     epoch: Instant,
     in_flight: usize,
+    /// Receives in flight into large buffers.
+    bulk_receives: usize,
     /// Everything was told to end, and nothing is begun any more.
     quiesced: bool,
     /// Some operations did not end when they were told to.
@@ -91,14 +97,17 @@ impl Uring {
             bufs.push(register(&ring.uring, Group::Large, setup.buffers, buffers, bytes)?);
         }
         ring.register_fd();
+        let files = Files::register(&ring, setup.files);
         let mut driver = Uring {
             ring: ManuallyDrop::new(ring),
             bufs: ManuallyDrop::new(bufs),
+            files,
             sends: Vec::new(),
             backlog: VecDeque::new(),
             doorbell,
             epoch,
             in_flight: 0,
+            bulk_receives: 0,
             quiesced: false,
             given_up: false,
             counters: DriverCounters::default(),
@@ -121,6 +130,7 @@ impl Uring {
                 if self.ring.accepts_well { with_ioprio(accept, ACCEPT_POLL_FIRST) } else { accept }
             }
             Op::Receive { socket: Name(fd), once, group } => {
+                self.bulk_receives += usize::from(token.kind() == Some(Kind::BulkReceive));
                 let ioprio = if once { 0 } else { RECV_MULTISHOT };
                 opcode::Recv::new(Fd(fd), std::ptr::null_mut(), 0)
                     .buf_group(group as u16)
@@ -138,9 +148,18 @@ impl Uring {
         self.queue(entry.user_data(token.bits()));
     }
 
+    /// A connection's socket is about to be closed.
+    pub(crate) fn forget(&mut self, token: Token) {
+        if let Some(entry) = self.files.leave(token).filter(|_| !self.quiesced) {
+            self.queue(entry);
+        }
+    }
+
     pub(crate) fn enter(&mut self, wait: Wait) -> io::Result<()> {
-        for bufs in self.bufs.iter_mut() {
-            bufs.publish();
+        if let [small, large @ ..] = self.bufs.as_mut_slice() {
+            small.publish(usize::MAX);
+            // No more than can be filled at once: these stay in the cache, all of them would not.
+            large.iter_mut().for_each(|large| large.publish(self.bulk_receives));
         }
         self.move_backlog();
         let (queued, overflown, deferred) = {
@@ -186,6 +205,14 @@ impl Uring {
             let last = !cqueue::more(entry.flags());
             self.in_flight -= usize::from(last);
             let token = Token::from_bits(entry.user_data());
+            match token.kind() {
+                Some(Kind::File) => {
+                    self.files.settled(token, entry.result());
+                    continue;
+                }
+                Some(Kind::BulkReceive) => self.bulk_receives -= usize::from(last),
+                _ => {}
+            }
             let says_queue = self.ring.accepts_well;
             let outcome = outcome(token, &entry, last, says_queue, &self.bufs, &mut self.sends);
             let Some(outcome) = outcome else {
@@ -249,15 +276,24 @@ impl Uring {
         }
         // Independent sends on one socket are not ordered, so a second one is a bug of ours.
         assert!(self.sends[slot].is_none(), "two sends in flight on one connection");
+        let direct = self.files.is_direct(token);
+        if !direct && let Some(entry) = self.files.settle(token, fd) {
+            self.queue(entry);
+        }
+        let (fd, place) = match direct {
+            true => (Fd(slot as i32), squeue::Flags::FIXED_FILE),
+            false => (Fd(fd), squeue::Flags::empty()),
+        };
         let gather = &mut self.sends[slot].insert(Sending { token, gather }).gather;
         let flags = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
-        match gather.single() {
+        let entry = match gather.single() {
             Some(bytes) => {
                 let len = bytes.len().min(SEND_BYTES_MAX) as u32;
-                opcode::Send::new(Fd(fd), bytes.as_ptr(), len).flags(flags).build()
+                opcode::Send::new(fd, bytes.as_ptr(), len).flags(flags).build()
             }
-            None => opcode::SendMsg::new(Fd(fd), gather.header()).flags(flags as u32).build(),
-        }
+            None => opcode::SendMsg::new(fd, gather.header()).flags(flags as u32).build(),
+        };
+        entry.flags(place)
     }
 
     fn queue(&mut self, entry: squeue::Entry) {
@@ -290,10 +326,15 @@ impl Uring {
 
 impl Drop for Uring {
     fn drop(&mut self) {
-        if self.given_up || self.quiesce(QUIESCE_LIMIT, &mut Vec::new()) > 0 {
+        let ended = !self.given_up && self.quiesce(QUIESCE_LIMIT, &mut Vec::new()) == 0;
+        // It fails where there are no direct descriptors. Those that there are would keep their
+        // sockets open for as long as there is a ring.
+        let _ = self.ring.uring.submitter().unregister_files();
+        if !ended {
             // The kernel may still write to the buffers and read what is being sent. Nothing of
             // it is freed: the ring, its buffers (`ManuallyDrop`), and the bytes in flight.
             std::mem::forget(std::mem::take(&mut self.sends));
+            std::mem::forget(std::mem::take(&mut self.files));
             return;
         }
         self.ring.unregister_fd();
@@ -310,7 +351,7 @@ impl Drop for Uring {
     }
 }
 
-/// Registers receive buffers of one size, all of them the kernel's.
+/// Registers receive buffers of one size, the small ones all of them the kernel's.
 fn register(
     uring: &IoUring,
     group: Group,
@@ -322,7 +363,9 @@ fn register(
     let (submitter, address) = (uring.submitter(), bufs.address());
     // SAFETY: the entries live until `unregister_buf_ring` in `Uring::drop`, or for good.
     unsafe { submitter.register_buf_ring_with_flags(address, buffers, group as u16, 0) }?;
-    bufs.publish();
+    if group == Group::Small {
+        bufs.publish(usize::MAX);
+    }
     Ok(bufs)
 }
 
@@ -356,7 +399,7 @@ fn outcome(
             });
             Outcome::Accepted(socket, queue)
         }
-        Kind::Receive => match result {
+        Kind::Receive | Kind::BulkReceive => match result {
             Ok(0) => Outcome::Received(Ok(None)),
             // Bytes without a buffer would be bytes lost: the stream is broken.
             Ok(_) => Outcome::Received(lease.map(Some).ok_or(Errno(libc::EIO))),
@@ -372,6 +415,7 @@ fn outcome(
         Kind::Hangup => Outcome::Hangup(result.map(|events| events as i32)),
         Kind::Doorbell => Outcome::Doorbell,
         Kind::Cancel => Outcome::Cancelled(result.map(|_| ())),
+        Kind::File => return None,
     })
 }
 
