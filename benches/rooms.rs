@@ -12,7 +12,9 @@
 //! * `mailbox`: what does a message cost when no bell is rung, and what does a core pay to say that
 //!   it sleeps?
 //! * `task`: what do a local wake-up with the poll that it leads to, and a task of its own with its
-//!   result, cost on a core? In both, a turn of the core's loop per 256 polls is included.
+//!   result, cost on a core? In both, a turn of the core's loop per 256 polls is included. And with
+//!   so many live tasks: what does the wake-up alone cost, and what with the poll, of one of the
+//!   last thousand tasks (`recent`) and of one of all (`random`), whose memory is in no cache?
 //! * `core`: how long does another thread wait for the answer of a core that sleeps, to a task's
 //!   waker (`wake_and_answer`) and to a message (`spawn_on_and_answer`)? Ringing the bell and
 //!   waking the core's CPU takes nearly all of it, the more so in a virtual machine. The thread
@@ -23,11 +25,13 @@
 //! The core is on CPU 0, everything else on CPU 1.
 
 use std::{
+    cell::RefCell,
     future::{Future, poll_fn},
     hint::{black_box, spin_loop},
+    rc::Rc,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
     task::{Poll, Waker},
@@ -168,7 +172,8 @@ fn mailbox(criterion: &mut Criterion) {
 // ---- a core, through the public interface ----
 
 fn core(criterion: &mut Criterion) {
-    let server = Server::new(Config::default().cpus("0")).start().expect("a core can start");
+    let config = Config::default().cpus("0").tasks_max(2_000_000);
+    let server = Server::new(config).start().expect("a core can start");
     let handle = server.handle();
     rig::pin(1).expect("there is a CPU 1");
     on_the_core(criterion, &handle);
@@ -189,6 +194,30 @@ fn on_the_core(criterion: &mut Criterion, handle: &Handle) {
             })
         });
     });
+    // One task woken again and again is polled once.
+    for live in LIVE.into_iter().skip(1) {
+        let (sender, crowd) = mpsc::channel();
+        let gather = move || async move { drop(sender.send(Crowd::gather(live).await)) };
+        handle.spawn_on(0, gather).expect("the core runs");
+        let crowd = Arc::new(crowd.recv_timeout(PATIENCE).expect("the core answers"));
+        for (among, last) in [("recent", live.min(1_000)), ("random", live)] {
+            for (what, polls) in [("wake", false), ("wake_and_poll", true)] {
+                let name = BenchmarkId::new(format!("local_{what}_{among}"), live);
+                group.bench_function(name, |bencher| {
+                    bencher.iter_custom(|iterations| {
+                        let (sender, spent) = mpsc::channel();
+                        let crowd = Arc::clone(&crowd);
+                        let wake = move || async move {
+                            let _ = sender.send(crowd.wake(iterations, last, polls).await);
+                        };
+                        handle.spawn_on(0, wake).expect("the core runs");
+                        spent.recv_timeout(PATIENCE).expect("the core answers")
+                    });
+                });
+            }
+        }
+        time_on(handle, move || async move { crowd.end() });
+    }
     group.bench_function("spawn_and_join", |bencher| {
         bencher.iter_custom(|iterations| {
             time_on(handle, move || async move {
@@ -199,6 +228,64 @@ fn on_the_core(criterion: &mut Criterion, handle: &Handle) {
             })
         });
     });
+}
+
+/// Tasks of the core that do nothing but wait to be woken.
+struct Crowd {
+    wakers: Vec<Waker>,
+    over: Arc<AtomicBool>,
+}
+
+impl Crowd {
+    async fn gather(count: usize) -> Crowd {
+        let (wakers, over) = (Rc::new(RefCell::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+        for _ in 0..count {
+            let (wakers, over) = (Rc::clone(&wakers), Arc::clone(&over));
+            let mut is_new = true;
+            let task = poll_fn(move |context| {
+                if std::mem::take(&mut is_new) {
+                    wakers.borrow_mut().push(context.waker().clone());
+                }
+                if over.load(Ordering::Relaxed) { Poll::Ready(()) } else { Poll::Pending }
+            });
+            // Nobody waits for it.
+            drop(slipring::task::spawn(task).expect("on a core"));
+        }
+        while wakers.borrow().len() < count {
+            slipring::task::yield_now().await;
+        }
+        let wakers = wakers.take();
+        Crowd { wakers, over }
+    }
+
+    /// Each task ends when it is next polled.
+    fn end(&self) {
+        self.over.store(true, Ordering::Relaxed);
+        self.wakers.iter().for_each(Waker::wake_by_ref);
+    }
+
+    /// The time of so many wake-ups of tasks among the last, or of the polls as well.
+    async fn wake(&self, wakes: u64, last: usize, polls: bool) -> Duration {
+        let order = random_below(last);
+        let first = self.wakers.len() - last;
+        let mut spent = Duration::ZERO;
+        let mut done = 0;
+        while done < wakes {
+            let batch = (wakes - done).min(BATCH) as usize;
+            let from = done as usize % (order.len() - BATCH as usize);
+            // Looking up the wakers is not measured.
+            let batch: Vec<&Waker> =
+                order[from..][..batch].iter().map(|at| &self.wakers[first + at]).collect();
+            let start = Instant::now();
+            batch.iter().for_each(|waker| waker.wake_by_ref());
+            let woken = start.elapsed();
+            // All of them are polled before this task is again.
+            slipring::task::yield_now().await;
+            spent += if polls { start.elapsed() } else { woken };
+            done += batch.len() as u64;
+        }
+        spent
+    }
 }
 
 /// How long a future takes on the core, by the core's own look at the clock.
@@ -361,6 +448,8 @@ criterion_main!(benches);
 
 const LIVE: [usize; 3] = [1, 10_000, 1_000_000];
 const END: u64 = u64::MAX;
+/// Wake-ups in a row; fewer than the polls of a turn.
+const BATCH: u64 = 250;
 /// Far more than the core needs to block once it has answered.
 const TO_FALL_ASLEEP: Duration = Duration::from_micros(20);
 /// A core that hangs must not hang the bench.

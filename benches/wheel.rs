@@ -132,16 +132,17 @@ fn rearm(c: &mut Criterion) {
                 });
             });
         }
-        group.bench_function(BenchmarkId::new("rearm_within_slot", live), |b| {
+        group.bench_function(BenchmarkId::new("rearm_random_within_slot", live), |b| {
             let (mut wheel, keys) = filled(live);
             for &key in &keys {
                 wheel.rearm(key, 30_000);
             }
-            let mut turn = 0_usize;
+            let order = random_numbers(1 << 20).into_iter().map(|n| keys[n as usize % live]);
+            let order: Vec<_> = order.collect();
+            let mut turn = 0;
             b.iter(|| {
-                // A stride that visits all keys, far from one another.
-                turn = (turn + 611_953) % live;
-                wheel.rearm(keys[turn], 29_800 + (turn as u64 & 63))
+                turn += 1;
+                wheel.rearm(order[turn % order.len()], 29_800 + (turn as u64 & 63))
             });
         });
     }

@@ -154,6 +154,9 @@ const LOOK_AT_ALL: usize = 8;
 const STRETCH_NS: u64 = 50_000_000;
 const BUSY_PERCENT: u64 = 80;
 
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<Load>() == crate::stats::LINE_BYTES);
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;

@@ -20,23 +20,34 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 use crate::per_ip::Sources;
+#[cfg(not(loom))]
+use crate::stats::LINE_BYTES;
 
-/// All places of a server, but for those that its cores hold.
+/// All places of a server, but for those that its cores hold. What each accept reads lies on cache
+/// lines that are next to never written.
+#[repr(align(128))]
 pub(crate) struct Places {
     max: usize,
     /// How many a core takes at a time.
     batch: usize,
     /// How many cores there are that have not ended.
     cores: AtomicUsize,
-    free: AtomicUsize,
     /// How many connections each address has, if that is limited.
     sources: Option<Sources>,
-    /// How many cores are hungry.
-    waiting: AtomicUsize,
     desks: Vec<Desk>,
+    pool: Pool,
 }
 
-/// What one core asks for and gets.
+/// What changes with each batch.
+#[repr(align(128))]
+struct Pool {
+    free: AtomicUsize,
+    /// How many cores are hungry.
+    waiting: AtomicUsize,
+}
+
+/// What one core asks for and gets, on cache lines of its own.
+#[repr(align(128))]
 struct Desk {
     hungry: AtomicBool,
     granted: AtomicUsize,
@@ -49,10 +60,9 @@ impl Places {
             max,
             batch: (max / (64 * cores)).clamp(1, BATCH_MAX),
             cores: AtomicUsize::new(cores),
-            free: AtomicUsize::new(max),
             sources: (per_ip_max > 0).then(|| Sources::new(per_ip_max)),
-            waiting: AtomicUsize::new(0),
             desks: (0..cores).map(|_| desk()).collect(),
+            pool: Pool { free: AtomicUsize::new(max), waiting: AtomicUsize::new(0) },
         }
     }
 
@@ -71,7 +81,7 @@ impl Places {
     #[cfg(test)]
     pub(crate) fn free(&self) -> usize {
         let granted = self.desks.iter().map(|desk| desk.granted.load(SeqCst));
-        self.free.load(SeqCst) + granted.sum::<usize>()
+        self.pool.free.load(SeqCst) + granted.sum::<usize>()
     }
 
     pub(crate) fn sources(&self) -> Option<&Sources> {
@@ -79,13 +89,13 @@ impl Places {
     }
 
     fn take(&self, most: usize) -> usize {
-        let mut free = self.free.load(SeqCst);
+        let mut free = self.pool.free.load(SeqCst);
         loop {
             let count = free.min(most);
             if count == 0 {
                 return 0;
             }
-            match self.free.compare_exchange(free, free - count, SeqCst, SeqCst) {
+            match self.pool.free.compare_exchange(free, free - count, SeqCst, SeqCst) {
                 Ok(_) => return count,
                 Err(now) => free = now,
             }
@@ -96,7 +106,7 @@ impl Places {
     fn be_hungry(&self, core: usize) -> bool {
         let news = !self.desks[core].hungry.swap(true, SeqCst);
         if news {
-            self.waiting.fetch_add(1, SeqCst);
+            self.pool.waiting.fetch_add(1, SeqCst);
         }
         news
     }
@@ -104,7 +114,7 @@ impl Places {
     fn be_content(&self, core: usize) -> bool {
         let was_hungry = self.desks[core].hungry.swap(false, SeqCst);
         if was_hungry {
-            self.waiting.fetch_sub(1, SeqCst);
+            self.pool.waiting.fetch_sub(1, SeqCst);
         }
         was_hungry
     }
@@ -112,9 +122,9 @@ impl Places {
     /// Takes places back: one for each hungry core while they last, the rest for all. Calls `wake`
     /// for each core that was granted one; when it can't be, as it has ended, it gets none.
     fn give(&self, count: usize, from: usize, mut wake: impl FnMut(usize) -> bool) {
-        self.free.fetch_add(count, SeqCst);
+        self.pool.free.fetch_add(count, SeqCst);
         // Not a load, though one would do: the model knows of no order between loads.
-        if self.waiting.fetch_add(0, SeqCst) == 0 {
+        if self.pool.waiting.fetch_add(0, SeqCst) == 0 {
             return;
         }
         // Beginning with the next one, so that none is always the last.
@@ -128,12 +138,12 @@ impl Places {
             }
             if !self.be_content(core) {
                 // It has just found one by itself.
-                self.free.fetch_add(1, SeqCst);
+                self.pool.free.fetch_add(1, SeqCst);
                 continue;
             }
             self.desks[core].granted.fetch_add(1, SeqCst);
             if !wake(core) {
-                self.free.fetch_add(self.desks[core].granted.swap(0, SeqCst), SeqCst);
+                self.pool.free.fetch_add(self.desks[core].granted.swap(0, SeqCst), SeqCst);
             }
         }
     }
@@ -141,7 +151,7 @@ impl Places {
 
 impl fmt::Debug for Places {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Places({} of {} free)", self.free.load(SeqCst), self.max)
+        write!(f, "Places({} of {} free)", self.pool.free.load(SeqCst), self.max)
     }
 }
 
@@ -253,7 +263,7 @@ impl Lease {
     /// Gives back what is too much: all that is unused when another core waits for it.
     pub(crate) fn give_back(&mut self, used: usize, wake: impl FnMut(usize) -> bool) {
         let spare = self.held.saturating_sub(used);
-        let keep = match self.places.waiting.load(SeqCst) {
+        let keep = match self.places.pool.waiting.load(SeqCst) {
             0 if spare <= 2 * self.places.batch => return,
             0 => self.places.batch,
             _ => 0,
@@ -280,6 +290,12 @@ impl Lease {
 /// Leases are no larger, so that they do not hide the server's free places from one another.
 const BATCH_MAX: usize = 64;
 
+#[cfg(not(loom))]
+const _: () = {
+    assert!(size_of::<Pool>() == LINE_BYTES && size_of::<Desk>() == LINE_BYTES);
+    assert!(align_of::<Places>() == LINE_BYTES);
+};
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
@@ -299,7 +315,7 @@ mod tests {
         }
         assert_eq!(lease.room(10), Room::CoreFull);
         lease.end(nobody);
-        assert_eq!(places.free.load(SeqCst), 10);
+        assert_eq!(places.pool.free.load(SeqCst), 10);
     }
 
     #[test]
@@ -349,7 +365,7 @@ mod tests {
         assert_eq!((leases[0].room(0), leases[0].room(1)), (Room::Yes, Room::Yes));
         assert_eq!(leases[1].room(0), Room::ServerFull(true));
         leases[0].give_back(1, |_| false);
-        assert_eq!(places.free.load(SeqCst), 1);
+        assert_eq!(places.pool.free.load(SeqCst), 1);
         leases[1].end(|_| true);
         assert_eq!(leases[0].room(1), Room::Yes);
     }
@@ -369,7 +385,7 @@ mod tests {
         assert_eq!(leases[1].room(1), Room::ServerFull(true));
         leases[1].give_back(0, wake);
         assert_eq!(leases[1].room(0), Room::Yes, "the other one's place is in use, this is free");
-        assert_eq!(places.waiting.load(SeqCst), 0);
+        assert_eq!(places.pool.waiting.load(SeqCst), 0);
     }
 
     /// Scenario 61, `reject`: who was turned away once may never come again.
@@ -428,7 +444,7 @@ mod tests {
             }
         });
         assert!(most.load(SeqCst) <= max, "{most:?} at a time");
-        assert_eq!(places.waiting.load(SeqCst), 0);
+        assert_eq!(places.pool.waiting.load(SeqCst), 0);
         // What was granted to a core that had ended by then lies on its desk still.
         assert_eq!(places.free(), max);
     }

@@ -181,7 +181,7 @@ variables! {
         /// Task polls in one turn of a core.
         TASK_BUDGET task_budget: u32 = 256, [polls: 1..=65_536];
 
-        /// Deadlines handled in one turn of a core.
+        /// Deadlines handled in one turn of a core; of those that end a connection, 16 at most.
         EXPIRY_BUDGET expiry_budget: u32 = 256, [deadlines: 1..=65_536];
 
         /// Completions handled in one turn of a core.

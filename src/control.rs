@@ -15,10 +15,12 @@ use crate::report::{CoreReport, DrainReport};
 use crate::signals::Signals;
 use crate::socket_file::SocketFile;
 use crate::stalls::Stall;
-use crate::stats::{Counters, Stats};
+use crate::stats::{Counters, LINE_BYTES, Stats};
 
-/// Shared by the cores of a server, its handles, and whoever waits for its end.
+/// Shared by the cores of a server, its handles, and whoever waits for its end. On cache lines of
+/// its own: while the server runs, cores only read it.
 #[derive(Debug)]
+#[repr(align(128))]
 pub(crate) struct Control {
     epoch: Instant,
     /// Nanoseconds since the epoch; `u64::MAX` while nobody has ordered a drain.
@@ -255,6 +257,8 @@ impl Seat {
 /// How long after the deadline a core may still be closing its ring. Together with the turn that a
 /// waiter needs to be scheduled, it keeps a drain within 100 ms of its deadline.
 const STUCK_AFTER: Duration = Duration::from_millis(80);
+
+const _: () = assert!(align_of::<Control>() == LINE_BYTES);
 
 #[cfg(test)]
 mod tests {

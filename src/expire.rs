@@ -116,18 +116,21 @@ impl Core {
         }
     }
 
-    /// The wheel reminds us of a connection. Most of the time it has been active since.
-    pub(crate) fn on_deadline(&mut self, id: Id) {
-        let Some(next) = self.next_deadline(id) else { return };
-        let Some(entry) = self.table.get_mut(id) else { return };
+    /// The wheel reminds us of a connection. Most of the time it has been active since. True if its
+    /// time is over.
+    pub(crate) fn on_deadline(&mut self, id: Id) -> bool {
+        let Some(next) = self.next_deadline(id) else { return false };
+        let Some(entry) = self.table.get_mut(id) else { return false };
         entry.timer = None;
         // Its first byte may be among what the kernel has told of and nobody has heard.
         let unheard = self.more_completions && self.now_ms < next.at_ms + UNHEARD_MS;
         let postponed = unheard && next.expired == Expired::Kind(DeadlineKind::FirstByte);
-        if next.at_ms <= self.now_ms && !postponed {
+        let expired = next.at_ms <= self.now_ms && !postponed;
+        if expired {
             self.expired(id, next.expired);
         }
         self.arm_deadline(id);
+        expired
     }
 
     fn expired(&mut self, id: Id, expired: Expired) {

@@ -9,6 +9,7 @@ use crate::executor::{LocalFuture, Remote};
 use crate::inspect::Question;
 use crate::mailbox::{Bell, Mailbox};
 use crate::moves::Moved;
+use crate::stats::LINE_BYTES;
 use crate::sys::place::Place;
 use crate::sys::wake::EventFd;
 
@@ -33,7 +34,9 @@ pub(crate) enum Message {
 /// The address of a core for other threads.
 pub(crate) type Post = Arc<PostBox>;
 
+/// Apart from the load, on cache lines of its own: a core says here whenever it sleeps.
 #[derive(Debug)]
+#[repr(align(128))]
 pub(crate) struct PostBox {
     pub(crate) mailbox: Mailbox<Message, CoreBell>,
     /// What the others see of the core's load.
@@ -75,6 +78,8 @@ impl PostBox {
         self.mailbox.post(message)
     }
 }
+
+const _: () = assert!(align_of::<PostBox>() == LINE_BYTES);
 
 impl fmt::Debug for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

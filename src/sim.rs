@@ -8,6 +8,7 @@
 
 mod books;
 mod by_hand;
+mod cores;
 mod deadlines;
 mod driver;
 mod ends;

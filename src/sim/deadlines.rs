@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::hands::{Heard, connect, end_operations, finish, say, settle};
+use super::hands::{Heard, connect, end_operations, entry, finish, say, settle};
 use super::peer::Peer;
 use super::rig::Rig;
 use crate::config::{Config, HalfClose};
@@ -54,6 +54,35 @@ fn assert_on_time(found: Option<(CloseReason, u64)>, reason: CloseReason, limit_
     let (is, took_ms) = found.unwrap_or_else(|| panic!("never ended, instead of {reason:?}"));
     let range = limit_ms - STEP_MS..=limit_ms + limit_ms / 8 + 2 * STEP_MS;
     assert!(is == reason && range.contains(&took_ms), "{is:?} after {took_ms} ms, not {reason:?}");
+}
+
+/// However many deadlines pass in one moment, a turn ends few connections, and serves the others.
+#[test]
+fn deadlines_of_one_moment_end_a_few_connections_a_turn() {
+    let heard = Heard::default();
+    let rig = Rig::by_hand(config().first_byte_ms(1_000).check_ms(0), heard.reads_all());
+    let active = connect(&rig);
+    say(&rig, b"here");
+    for _ in 0..CROWD {
+        connect(&rig);
+    }
+    rig.world.borrow_mut().pass_ms(1_200);
+    heard.take();
+    let ended = || {
+        let core = rig.core.borrow_mut();
+        core.table.iter().filter(|(_, entry)| entry.ended.is_some()).count()
+    };
+    let mut turns = 0;
+    while ended() < CROWD {
+        let before = ended();
+        rig.turn();
+        turns += 1;
+        assert!(ended() - before <= 16, "{} in a turn", ended() - before);
+    }
+    assert!(turns <= CROWD.div_ceil(16) + 2, "{turns} turns");
+    entry(&rig, active, |entry| assert!(entry.ended.is_none()));
+    end_operations(&rig);
+    finish(&rig);
 }
 
 /// A future that is dropped waits for nothing.
@@ -433,3 +462,4 @@ fn a_lifetime_ends_between_messages_and_never_in_one() {
 }
 
 const STEP_MS: u64 = 10;
+const CROWD: usize = 200;

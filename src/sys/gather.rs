@@ -108,23 +108,28 @@ impl Gather {
         self.segments.iter().enumerate().map(|(n, s)| if n == 0 { &s[self.skip..] } else { &s[..] })
     }
 
-    /// The one piece, if there is just one: it goes out by a plain send.
+    /// What is to be sent next, if it is of one piece: it goes out by a plain send.
     pub(super) fn single(&self) -> Option<&[u8]> {
-        match self.segments.as_slice() {
-            [only] => Some(&only[self.skip..]),
-            _ => None,
-        }
+        let first = &self.segments.first()?[self.skip..];
+        let alone = self.segments.len() == 1 || first.len() >= SEND_BYTES_MAX;
+        alone.then(|| &first[..first.len().min(SEND_BYTES_MAX)])
     }
 
-    /// Fills in the header for a vectored send of all pieces and returns its address, which holds
-    /// until this gather is next touched or moved.
+    /// Fills in the header for a vectored send of the next pieces and returns its address, which
+    /// holds until this gather is next touched or moved.
     pub(super) fn header(&mut self) -> *const libc::msghdr {
         self.pieces.clear();
+        let mut room = SEND_BYTES_MAX;
         for (n, segment) in self.segments.iter().enumerate() {
             let piece = if n == 0 { &segment[self.skip..] } else { &segment[..] };
             // The kernel only reads through it: sendmsg(2).
             let base = piece.as_ptr().cast_mut().cast();
-            self.pieces.push(libc::iovec { iov_base: base, iov_len: piece.len() });
+            let len = piece.len().min(room);
+            self.pieces.push(libc::iovec { iov_base: base, iov_len: len });
+            room -= len;
+            if room == 0 {
+                break;
+            }
         }
         self.header.msg_iov = self.pieces.as_mut_ptr();
         self.header.msg_iovlen = self.pieces.len();
@@ -150,6 +155,9 @@ impl fmt::Debug for Gather {
 
 /// Far below the kernel's 1024 (`UIO_MAXIOV`), and enough that batching more gains nothing.
 const SEGMENTS_MAX: usize = 128;
+/// What a connection may send in one turn of its core: the kernel copies as much as the socket has
+/// room for, and meanwhile nobody else is served. More than this is hardly faster.
+const SEND_BYTES_MAX: usize = 64 * 1024;
 /// A buffer that has grown beyond this is freed, so that one large write does not stay for good.
 const SPARE_BYTES_MAX: usize = 16 * 1024;
 
@@ -185,6 +193,29 @@ mod tests {
             assert_eq!(gather.bytes(), 9 - sent);
             gather.advance(gather.bytes());
             assert!(gather.is_empty() && gather.segments.is_empty());
+        }
+    }
+
+    /// A length of any number of bytes leaves in turns of at most so many.
+    #[test]
+    fn a_turn_takes_no_more_than_its_share_of_any_pieces() {
+        const MAX: usize = SEND_BYTES_MAX;
+        for lens in [&[5 * MAX][..], &[MAX], &[MAX - 1, 2, MAX], &[1, 3 * MAX + 1], &[9; 100]] {
+            let mut gather = Gather::new();
+            for len in lens {
+                gather.push(SendBuf::from(vec![7; *len]));
+            }
+            let mut turns = 0;
+            while !gather.is_empty() {
+                let next = gather.single().map(<[u8]>::len).unwrap_or_else(|| {
+                    gather.header();
+                    gather.pieces.iter().map(|piece| piece.iov_len).sum()
+                });
+                assert_eq!(next, gather.bytes().min(MAX), "{lens:?}");
+                gather.advance(next);
+                turns += 1;
+            }
+            assert_eq!(turns, lens.iter().sum::<usize>().div_ceil(MAX), "{lens:?}");
         }
     }
 

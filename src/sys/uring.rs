@@ -315,8 +315,7 @@ impl Uring {
         let flags = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
         let entry = match gather.single() {
             Some(bytes) => {
-                let len = bytes.len().min(SEND_BYTES_MAX) as u32;
-                opcode::Send::new(fd, bytes.as_ptr(), len).flags(flags).build()
+                opcode::Send::new(fd, bytes.as_ptr(), bytes.len() as u32).flags(flags).build()
             }
             None => opcode::SendMsg::new(fd, gather.header()).flags(flags as u32).build(),
         };
@@ -446,8 +445,6 @@ fn outcome(
     })
 }
 
-/// A longer send is continued when the kernel has taken this much; its length field has 32 bits.
-const SEND_BYTES_MAX: usize = 1 << 30;
 /// A wait that is shorter than this has a timer of its own.
 const TIMER_NS_MIN: u64 = 1_000_000;
 /// How long one call may wait for what it has cancelled.

@@ -1,0 +1,82 @@
+//! Cores of one server that echo side by side: none of them works more for there being others.
+
+use std::cell::Cell;
+
+use super::peer::{Manner, Peer};
+use super::rig::Rig;
+use super::tests::for_seeds;
+use super::{Rng, World};
+use crate::config::{Balance, Config};
+use crate::conn::Connection;
+use crate::error::Result;
+use crate::stats::CoreStats;
+
+async fn echo(mut conn: Connection) -> Result<()> {
+    while let Some(chunk) = conn.recv().await? {
+        conn.send(chunk).await?;
+    }
+    Ok(())
+}
+
+/// Cores that take turns until the connections of all have ended: what each has counted, and the
+/// digests of all that has happened in their worlds, which are the same at the start.
+fn run(seed: u64, cores: usize, balance: Balance) -> (Vec<CoreStats>, Vec<u64>) {
+    let peers = || {
+        let mut rng = Rng::new(seed);
+        (0..CONNECTIONS).map(|_| Peer::with(&mut rng, Manner::Good, BYTES, 64)).collect()
+    };
+    let worlds = (0..cores).map(|_| World::new(seed, 64, 256, peers())).collect();
+    // Whatever depends on real time is off.
+    let config = Config::default().balance(balance).stall_ms(0).check_ms(0).buffer_bytes(256);
+    let rigs = Rig::several(worlds, config.connections_max(1_000 * cores), echo);
+    rigs.iter().for_each(|rig| rig.run(0));
+    while rigs.iter().any(|rig| !rig.world.borrow().is_quiet()) {
+        for rig in &rigs {
+            rig.turn();
+        }
+    }
+    let stats: Vec<CoreStats> = rigs.iter().map(Rig::stats).collect();
+    let bytes: u64 = stats.iter().map(|core| core.bytes_sent).sum();
+    assert_eq!(bytes, (cores * CONNECTIONS) as u64 * BYTES, "all is echoed");
+    (stats, rigs.iter().map(|rig| rig.world.borrow().trace).collect())
+}
+
+/// Where the kernel spreads connections: each of eight cores does to the last call what a core does
+/// that is alone.
+#[test]
+fn a_core_of_eight_enters_the_kernel_as_often_as_one_alone() {
+    for_seeds("as alone", 5, |seed| {
+        let (alone, trace) = run(seed, 1, Balance::Hash);
+        assert!(alone[0].enters > 100, "{alone:?}");
+        for cores in [2, 4, 8] {
+            let (stats, traces) = run(seed, cores, Balance::Hash);
+            assert_eq!(stats, vec![alone[0]; cores]);
+            assert_eq!(traces, vec![trace[0]; cores]);
+        }
+    });
+}
+
+/// Where they are moved to the core with the fewest, each has another share of the accepts, and its
+/// connections come in another order, but the calls for each echo are as many.
+#[test]
+fn the_calls_for_an_echo_are_as_many_on_eight_cores_that_move_connections_as_on_one() {
+    let mut each = Vec::new();
+    for cores in [1, 2, 4, 8] {
+        let (enters, bytes) = (Cell::new(0), Cell::new(0));
+        for_seeds("moves", 3, |seed| {
+            for core in run(seed, cores, Balance::Least).0 {
+                enters.set(enters.get() + core.enters);
+                bytes.set(bytes.get() + core.bytes_sent);
+            }
+        });
+        each.push(enters.get() as f64 * 64.0 / bytes.get() as f64);
+    }
+    assert!(
+        each.iter().all(|each_of| (each_of / each[0] - 1.0).abs() < 0.05),
+        "for 64 bytes: {each:.4?}"
+    );
+}
+
+/// On each core.
+const CONNECTIONS: usize = 32;
+const BYTES: u64 = 20_000;
