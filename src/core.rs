@@ -128,6 +128,8 @@ pub(crate) struct Core {
     pub(crate) audit: Audit,
     /// The kernel has told of more than this turn has heard.
     pub(crate) more_completions: bool,
+    /// How many completions the last turn has heard.
+    pub(crate) heard: u32,
     /// What has come from other threads and is still to be heard.
     pub(crate) mail: VecDeque<Message>,
     fired: Vec<(TimerKey, Timer)>,
@@ -201,6 +203,7 @@ impl Core {
                 inspections: Inspections::default(),
                 audit: Audit::default(),
                 more_completions: false,
+                heard: 0,
                 mail: VecDeque::new(),
                 fired: Vec::with_capacity(settings.expiry_budget as usize),
                 enter_failures: 0,
@@ -232,10 +235,14 @@ impl Core {
         self.now_ms = self.now_ns / NS_PER_MS;
         self.pauses.back(self.now_ns, self.driver.is_ready());
         self.wheel.advance(self.now_ms);
-        for _ in 0..self.settings.completion_budget {
-            let Some(completion) = self.driver.next() else { break };
+        let mut heard = 0;
+        while heard < self.settings.completion_budget
+            && let Some(completion) = self.driver.next()
+        {
             self.dispatch(completion);
+            heard += 1;
         }
+        self.heard = heard;
         self.more_completions = self.driver.is_ready();
         self.take_connections();
         self.relieve_pressure();

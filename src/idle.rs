@@ -23,6 +23,9 @@ impl Core {
             return self.driver.enter(Wait::No);
         }
         let since_ns = self.driver.now_ns();
+        if self.spin.is_rested(since_ns) {
+            self.counters.spin.set(SpinState::On as u64);
+        }
         let wait = wait.shortened(since_ns.saturating_sub(now_ns));
         let limit_ns = wait.at_most(self.spin.limit_ns(since_ns));
         let mut spun_ns = 0;

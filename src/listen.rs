@@ -53,7 +53,7 @@ pub(crate) struct Listener {
 enum Accept {
     /// Not begun, or over.
     Off,
-    /// In flight: the queue is empty.
+    /// In flight: it takes the next that comes, or one that is queued already.
     Armed,
     /// A cancellation is under way.
     Cancelling,
@@ -323,6 +323,8 @@ impl Core {
     pub(crate) fn on_accepted(&mut self, index: u32, result: Result<Socket, Errno>, queue: Queue) {
         let Some(listener) = self.listeners.get_mut(index as usize) else { return };
         listener.accept = Accept::Taking;
+        // Of the queues of Unix sockets the kernel says nothing, which looks like an empty one.
+        let queue = if listener.receives_once { Queue::Unknown } else { queue };
         // Trying in vain costs the kernel nearly as much as accepting. So after a lone connection
         // it is left to the next accept to find out whether there are more.
         let burst = match queue {

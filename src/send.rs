@@ -105,11 +105,12 @@ impl Core {
 
     /// Starts a send on every connection that has got output in this turn.
     pub(crate) fn flush_outputs(&mut self) {
+        let most = self.send_bytes_max();
         let mut dirty = std::mem::take(&mut self.dirty);
         for id in dirty.drain(..) {
             if let Some(entry) = self.table.get_mut(id) {
                 entry.dirty = false;
-                entry.send_queued(id, &mut self.driver);
+                entry.send_queued(id, &mut self.driver, most);
             }
         }
         self.dirty = dirty;
@@ -117,8 +118,9 @@ impl Core {
 
     /// Sends what is queued, unless a send is in flight already.
     pub(crate) fn start_send(&mut self, id: Id) {
+        let most = self.send_bytes_max();
         if let Some(entry) = self.table.get_mut(id) {
-            entry.send_queued(id, &mut self.driver);
+            entry.send_queued(id, &mut self.driver, most);
         }
     }
 
@@ -128,7 +130,7 @@ impl Core {
         result: Result<usize, Errno>,
         mut gather: Box<Gather>,
     ) {
-        let stamp_ms = self.stamp_ms();
+        let (stamp_ms, most) = (self.stamp_ms(), self.send_bytes_max());
         let Some(entry) = self.table.get_mut(id) else {
             self.counters.stale.add(1);
             return;
@@ -153,7 +155,7 @@ impl Core {
             }
             let over = entry.is_closing() || entry.ended.is_some();
             if queued > 0 {
-                entry.send_queued(id, &mut self.driver);
+                entry.send_queued(id, &mut self.driver, most);
             }
             self.keep(gather);
             if queued == 0 && over {
@@ -164,7 +166,7 @@ impl Core {
         let transient = matches!(result, Err(Errno(libc::EINTR | libc::EAGAIN)));
         if entry.ended.is_none() && (sent > 0 || transient) {
             // The kernel took a part: the rest goes out before anything else, or says why not.
-            entry.send(id, gather, &mut self.driver);
+            entry.send(id, gather, &mut self.driver, most);
             return;
         }
         let errno = result.err().unwrap_or(Errno(0));
@@ -177,6 +179,12 @@ impl Core {
         self.advance_close(id);
     }
 
+    /// What a connection may send at once. The kernel copies as much as the socket has room for, and
+    /// meanwhile nobody else is served; if somebody waits for that, it is less.
+    fn send_bytes_max(&self) -> usize {
+        if self.heard > QUIET { SEND_BYTES_BUSY } else { SEND_BYTES_QUIET }
+    }
+
     fn keep(&mut self, gather: Box<Gather>) {
         if self.spare.len() < SPARE_MAX {
             self.spare.push(gather);
@@ -185,17 +193,18 @@ impl Core {
 }
 
 impl Entry {
-    fn send_queued(&mut self, id: Id, driver: &mut Driver) {
+    fn send_queued(&mut self, id: Id, driver: &mut Driver, most: usize) {
         if self.sending_bytes > 0 || self.ended.is_some() {
             return;
         }
         if let Some(gather) = self.output.take_if(|gather| !gather.is_empty()) {
-            self.send(id, gather, driver);
+            self.send(id, gather, driver, most);
         }
     }
 
-    fn send(&mut self, id: Id, gather: Box<Gather>, driver: &mut Driver) {
+    fn send(&mut self, id: Id, mut gather: Box<Gather>, driver: &mut Driver, most: usize) {
         let Some(socket) = &self.socket else { return };
+        gather.bound(most);
         self.sending_bytes = gather.bytes();
         self.in_flight += 1;
         let token = Token::new(Kind::Send, id.index, id.generation);
@@ -208,5 +217,10 @@ impl Entry {
     }
 }
 
+/// So few completions in a turn are of one or two connections, or of none that is in a hurry.
+const QUIET: u32 = 4;
+const SEND_BYTES_QUIET: usize = 1024 * 1024;
+/// The 99th percentile of others beside large responses is about as long as this takes.
+const SEND_BYTES_BUSY: usize = 64 * 1024;
 /// More emptied queues than this are freed; each may have room for a few KiB.
 const SPARE_MAX: usize = 1024;

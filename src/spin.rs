@@ -153,6 +153,11 @@ impl Spin {
         self.most_ns > 0
     }
 
+    /// It has rested because others wanted the CPU, and may spin again.
+    pub(crate) fn is_rested(&self, now_ns: u64) -> bool {
+        self.rests_until_ns > 0 && now_ns >= self.rests_until_ns
+    }
+
     /// There is nothing to do: how long to spin. 0 is to block at once.
     pub(crate) fn limit_ns(&mut self, now_ns: u64) -> u64 {
         let passed_ns = now_ns.saturating_sub(self.credited_ns);

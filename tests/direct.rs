@@ -47,7 +47,7 @@ fn a_direct_descriptor_keeps_no_socket_open() {
 
     let mut clients: Vec<TcpStream> = (0..CLIENTS).map(|_| connect(addr)).collect();
     clients.iter_mut().for_each(|client| talk(client, MESSAGES));
-    running.handle().drain(Duration::ZERO);
+    running.handle().drain(Duration::ZERO).expect("a report");
     for client in &mut clients {
         client.set_read_timeout(Some(limit(1_000))).expect("a timeout");
         let heard = client.read(&mut [0]).map_err(|error| error.kind());

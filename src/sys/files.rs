@@ -38,6 +38,15 @@ enum State {
     Refused,
 }
 
+/// How a connection leaves its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Leaving {
+    /// By a call, so that the socket is closed when its descriptor is.
+    AtOnce,
+    /// By an update behind the one that is under way.
+    BehindUpdate,
+}
+
 impl Files {
     /// Asks for so many places. Not to get them is no error.
     ///
@@ -92,12 +101,20 @@ impl Files {
         }
     }
 
-    /// The update that makes a connection leave its place, if it has one.
-    pub(super) fn leave(&mut self, token: Token) -> Option<squeue::Entry> {
+    /// A connection gives up its place, if it has one: how that is done.
+    pub(super) fn leave(&mut self, token: Token) -> Option<Leaving> {
         let place = self.place(token)?;
-        let state = std::mem::replace(&mut place.state, State::Free);
         place.sends = 0;
-        matches!(state, State::Asked | State::Taken).then(|| self.update(token, NO_FILE))
+        match std::mem::replace(&mut place.state, State::Free) {
+            State::Free | State::Refused => None,
+            State::Asked => Some(Leaving::BehindUpdate),
+            State::Taken => Some(Leaving::AtOnce),
+        }
+    }
+
+    /// The update that empties a place.
+    pub(super) fn vacate(&mut self, token: Token) -> squeue::Entry {
+        self.update(token, NO_FILE)
     }
 
     fn place(&mut self, token: Token) -> Option<&mut Place> {
@@ -117,7 +134,7 @@ impl Files {
 /// After so many sends a place is worth its two updates.
 const SENDS: u8 = 16;
 /// In an update: nothing is to be there.
-const NO_FILE: i32 = -1;
+pub(super) const NO_FILE: i32 = -1;
 
 #[cfg(test)]
 mod tests {
@@ -146,7 +163,7 @@ mod tests {
         assert!(!files.is_direct(first) && files.settle(first, 9).is_none(), "under way");
         files.settled(first, 1);
         assert!(files.is_direct(first));
-        assert!(files.leave(first).is_some() && files.leave(first).is_none());
+        assert_eq!((files.leave(first), files.leave(first)), (Some(Leaving::AtOnce), None));
         assert!(!files.is_direct(token(3, 1)), "that is somebody else");
     }
 
@@ -167,7 +184,7 @@ mod tests {
     fn what_ends_late_gives_nobody_anothers_place() {
         let mut files = files(4);
         ask(&mut files, token(0, 0));
-        assert!(files.leave(token(0, 0)).is_some(), "it may get it yet");
+        assert_eq!(files.leave(token(0, 0)), Some(Leaving::BehindUpdate), "it may get it yet");
         assert!(!files.is_direct(token(0, 1)));
         files.settled(token(0, 0), 1);
         assert!(!files.is_direct(token(0, 1)));

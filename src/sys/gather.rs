@@ -12,6 +12,8 @@ pub(crate) struct Gather {
     /// How much of the first segment is sent already.
     skip: usize,
     bytes: usize,
+    /// The most that one send takes.
+    most: usize,
     /// An emptied buffer, kept so that the next `write` allocates nothing.
     spare: Vec<u8>,
     pieces: Vec<libc::iovec>,
@@ -26,10 +28,16 @@ impl Gather {
             segments: Vec::new(),
             skip: 0,
             bytes: 0,
+            most: usize::MAX,
             spare: Vec::new(),
             pieces: Vec::new(),
             header,
         }
+    }
+
+    /// Bounds what one send takes.
+    pub(crate) fn bound(&mut self, most: usize) {
+        self.most = most;
     }
 
     /// How many bytes wait to be sent.
@@ -111,15 +119,15 @@ impl Gather {
     /// What is to be sent next, if it is of one piece: it goes out by a plain send.
     pub(super) fn single(&self) -> Option<&[u8]> {
         let first = &self.segments.first()?[self.skip..];
-        let alone = self.segments.len() == 1 || first.len() >= SEND_BYTES_MAX;
-        alone.then(|| &first[..first.len().min(SEND_BYTES_MAX)])
+        let alone = self.segments.len() == 1 || first.len() >= self.most;
+        alone.then(|| &first[..first.len().min(self.most)])
     }
 
     /// Fills in the header for a vectored send of the next pieces and returns its address, which
     /// holds until this gather is next touched or moved.
     pub(super) fn header(&mut self) -> *const libc::msghdr {
         self.pieces.clear();
-        let mut room = SEND_BYTES_MAX;
+        let mut room = self.most;
         for (n, segment) in self.segments.iter().enumerate() {
             let piece = if n == 0 { &segment[self.skip..] } else { &segment[..] };
             // The kernel only reads through it: sendmsg(2).
@@ -155,9 +163,6 @@ impl fmt::Debug for Gather {
 
 /// Far below the kernel's 1024 (`UIO_MAXIOV`), and enough that batching more gains nothing.
 const SEGMENTS_MAX: usize = 128;
-/// What a connection may send in one turn of its core: the kernel copies as much as the socket has
-/// room for, and meanwhile nobody else is served. More than this is hardly faster.
-const SEND_BYTES_MAX: usize = 64 * 1024;
 /// A buffer that has grown beyond this is freed, so that one large write does not stay for good.
 const SPARE_BYTES_MAX: usize = 16 * 1024;
 
@@ -199,7 +204,7 @@ mod tests {
     /// A length of any number of bytes leaves in turns of at most so many.
     #[test]
     fn a_turn_takes_no_more_than_its_share_of_any_pieces() {
-        const MAX: usize = SEND_BYTES_MAX;
+        const MAX: usize = 64 * 1024;
         for lens in [&[5 * MAX][..], &[MAX], &[MAX - 1, 2, MAX], &[1, 3 * MAX + 1], &[9; 100]] {
             let mut gather = Gather::new();
             for len in lens {

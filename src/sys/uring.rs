@@ -16,7 +16,7 @@ use io_uring::types::{CancelBuilder, Fd, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
 use super::bufs::{BufRing, Lease, Pool};
-use super::files::Files;
+use super::files::{Files, Leaving, NO_FILE};
 use super::gather::Gather;
 use super::ring::{ACCEPT_POLL_FIRST, RECV_MULTISHOT, Ring, with_ioprio};
 use super::wake::EventFd;
@@ -156,17 +156,20 @@ impl Uring {
 
     /// A connection's socket is about to be closed.
     pub(crate) fn forget(&mut self, token: Token) {
-        if let Some(entry) = self.files.leave(token).filter(|_| !self.quiesced) {
+        let Some(leaving) = self.files.leave(token) else { return };
+        let vacate = || {
+            let submitter = self.ring.uring.submitter();
+            submitter.register_files_update(token.slot(), &[NO_FILE]).is_ok()
+        };
+        let gone = leaving == Leaving::AtOnce && vacate();
+        if !gone && !self.quiesced {
+            let entry = self.files.vacate(token);
             self.queue(entry);
         }
     }
 
     pub(crate) fn enter(&mut self, wait: Wait) -> io::Result<()> {
-        if let [small, large @ ..] = self.bufs.as_mut_slice() {
-            small.publish(usize::MAX);
-            // No more than can be filled at once: these stay in the cache, all of them would not.
-            large.iter_mut().for_each(|large| large.publish(self.bulk_receives));
-        }
+        self.publish();
         let wait = match wait {
             Wait::AtMostNs(ns) if !self.quiesced => self.lean_on_timer(ns),
             wait => wait,
@@ -190,6 +193,15 @@ impl Uring {
             }
             Err(error) if error.raw_os_error() == Some(libc::ETIME) => Ok(()),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Gives returned buffers to the kernel, as whatever is submitted may want some at once.
+    fn publish(&mut self) {
+        if let [small, large @ ..] = self.bufs.as_mut_slice() {
+            small.publish(usize::MAX);
+            // No more than can be filled at once: these stay in the cache, all of them would not.
+            large.iter_mut().for_each(|large| large.publish(self.bulk_receives));
         }
     }
 
@@ -284,6 +296,9 @@ impl Uring {
                 break;
             }
         }
+        // It fails where there are no direct descriptors. Those that there are would keep their
+        // sockets open for as long as there is a ring.
+        let _ = self.ring.uring.submitter().unregister_files();
         self.given_up = self.in_flight > 0;
         self.in_flight
     }
@@ -332,8 +347,9 @@ impl Uring {
 
     /// Moves what found the queue full into it, submitting to make room.
     fn move_backlog(&mut self) {
-        while let Some(entry) = self.backlog.front() {
-            if !self.ring.push(entry) {
+        while let Some(entry) = self.backlog.front().cloned() {
+            if !self.ring.push(&entry) {
+                self.publish();
                 let queued = self.ring.uring.submission().len() as u32;
                 self.counters.enters += 1;
                 // On an error the entries stay where they are; `enter` will meet it again.
@@ -341,7 +357,7 @@ impl Uring {
                     Ok(submitted) => self.counters.submissions += u64::from(submitted),
                     Err(_) => return,
                 }
-                if !self.ring.push(entry) {
+                if !self.ring.push(&entry) {
                     return;
                 }
             }
@@ -353,9 +369,6 @@ impl Uring {
 impl Drop for Uring {
     fn drop(&mut self) {
         let ended = !self.given_up && self.quiesce(QUIESCE_LIMIT, &mut Vec::new()) == 0;
-        // It fails where there are no direct descriptors. Those that there are would keep their
-        // sockets open for as long as there is a ring.
-        let _ = self.ring.uring.submitter().unregister_files();
         if !ended {
             // The kernel may still write to the buffers and read what is being sent. Nothing of
             // it is freed: the ring, its buffers (`ManuallyDrop`), and the bytes in flight.
