@@ -210,6 +210,7 @@ mod tests {
             for len in lens {
                 gather.push(SendBuf::from(vec![7; *len]));
             }
+            gather.bound(MAX);
             let mut turns = 0;
             while !gather.is_empty() {
                 let next = gather.single().map(<[u8]>::len).unwrap_or_else(|| {
