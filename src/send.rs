@@ -179,8 +179,8 @@ impl Core {
         self.advance_close(id);
     }
 
-    /// What a connection may send at once. The kernel copies as much as the socket has room for, and
-    /// meanwhile nobody else is served; if somebody waits for that, it is less.
+    /// What a connection may send at once. The kernel copies as much as the socket has room for,
+    /// and meanwhile nobody else is served; if somebody waits for that, it is less.
     fn send_bytes_max(&self) -> usize {
         if self.heard > QUIET { SEND_BYTES_BUSY } else { SEND_BYTES_QUIET }
     }
