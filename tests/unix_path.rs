@@ -6,12 +6,13 @@ mod common;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::Barrier;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Barrier};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::child::{self, Process, again};
-use common::{config, echo, limit, wait_until};
+use common::{config, echo, first_cpus, limit, wait_until};
 use slipring::{Connection, ErrorKind, Phase, Result, Running, Server};
 
 #[test]
@@ -118,6 +119,38 @@ fn a_start_that_fails_leaves_no_file() {
     let error = server.start().expect_err("somebody listens there");
     assert_eq!(error.kind(), ErrorKind::AddressInUse, "{error}");
     assert!(!path.exists());
+}
+
+/// The kernel does not say how many wait at a Unix socket, and one in each turn would be too few
+/// for a core whose turns are long.
+#[test]
+fn a_burst_at_a_unix_socket_is_accepted_in_few_turns() {
+    let path = path("burst");
+    let config = config().cpus(&first_cpus(1));
+    let server = Server::new(config).listen(format!("unix:{}", path.display()), echo);
+    let running = server.start().expect("the server starts");
+    let turns = Arc::new(AtomicU64::new(0));
+    let counter = Arc::clone(&turns);
+    let make_turns_long = async move || {
+        loop {
+            counter.fetch_add(1, SeqCst);
+            let since = Instant::now();
+            while since.elapsed() < Duration::from_millis(3) {
+                std::hint::spin_loop();
+            }
+            slipring::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    running.handle().spawn_on(0, make_turns_long).expect("it runs");
+    wait_until("turns are long", || turns.load(SeqCst) > 3);
+    let before = turns.load(SeqCst);
+    let clients: Vec<UnixStream> = (0..64).map(|_| connect(&path)).collect();
+    wait_until("all are accepted", || running.handle().stats().total().accepted == 64);
+    let took = turns.load(SeqCst) - before;
+    assert!(took <= 32, "{took} turns");
+    drop(clients);
+    running.handle().begin_drain(limit(100));
+    running.join().expect("the report");
 }
 
 fn start<F>(path: &Path, handler: fn(Connection) -> F) -> Running

@@ -1,4 +1,5 @@
-//! slipring's echo, with its whole lifecycle on and its own defaults but for the connections' cap.
+//! slipring's echo, with its whole lifecycle on and its own defaults but for the connections' cap,
+//! and that a crowd which nearly reaches it is left alone.
 
 use slipring::{Config, Connection, Server};
 
@@ -16,6 +17,7 @@ pub fn serve_spinning(order: &Order) -> Result<()> {
 fn run(order: &Order, config: Config) -> Result<()> {
     let config = config
         .cpus(&slipring_peers::machine::cpu()?.to_string())
+        .evict_percent(0)
         .connections_max(order.connections_max);
     let running = Server::new(config).listen(order.address.to_string(), echo).start()?;
     ready(running.local_addrs()[0].to_string().parse()?);
