@@ -115,7 +115,7 @@ impl Server {
     }
 
     /// Serves an address with a handler that runs once for each connection, on the core that
-    /// [`Balance`](crate::Balance) has chosen. The address has a form of [`ListenAddr::parse`].
+    /// [`Balance`] has chosen. The address has a form of [`ListenAddr::parse`].
     #[track_caller]
     pub fn listen<H, F>(self, addr: impl Into<String>, handler: H) -> Server
     where
