@@ -1,6 +1,8 @@
 //! The HTTP/1.1 servers: each answers any GET with `Hello, World!` as plain text.
 
-use super::{Entry, Order, Result};
+use super::Entry;
+#[cfg(any(feature = "actix", feature = "hyper", feature = "ntex"))]
+use super::{Order, Result};
 
 #[cfg(feature = "actix")]
 mod actix;
