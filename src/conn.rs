@@ -171,6 +171,30 @@ impl Connection {
         self.link().flush()
     }
 
+    /// Ends our side behind what is queued, and goes on receiving. See [`WriteHalf::shutdown`].
+    ///
+    /// # Errors
+    /// As [`Connection::recv`].
+    ///
+    /// # Cancel safety
+    /// Safe: once polled, the end follows the output whether or not somebody waits.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # async fn handler(mut conn: slipring::Connection) -> slipring::Result<()> {
+    /// conn.write(b"that is all; and you?\n").await?;
+    /// conn.shutdown().await?;
+    /// while let Some(chunk) = conn.recv().await? {
+    ///     println!("{} bytes", chunk.len());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn shutdown(&mut self) -> impl Future<Output = Result<()>> {
+        self.link().shutdown()
+    }
+
     /// Splits it into halves that two tasks may use. It closes when both are dropped.
     #[must_use]
     pub fn into_split(self) -> (ReadHalf, WriteHalf) {

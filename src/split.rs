@@ -276,6 +276,21 @@ impl WriteHalf {
     pub fn flush(&mut self) -> impl Future<Output = Result<()>> {
         self.link.flush()
     }
+
+    /// Ends our side: the peer gets what was queued and then the end of the stream, while it may
+    /// go on to send (`shutdown(2)` with `SHUT_WR`). Returns when the kernel has taken all output.
+    /// Sending after that is an error of kind [`ErrorKind::Misuse`].
+    ///
+    /// Dropping a connection does the same, and more: who still wants to receive calls this.
+    ///
+    /// # Errors
+    /// As [`WriteHalf::send`].
+    ///
+    /// # Cancel safety
+    /// Safe: once polled, the end follows the output whether or not somebody waits.
+    pub fn shutdown(&mut self) -> impl Future<Output = Result<()>> {
+        self.link.shutdown()
+    }
 }
 
 /// What sends, whoever holds the link: only one at a time does.
@@ -299,5 +314,13 @@ impl Link {
     pub(crate) fn flush(&self) -> impl Future<Output = Result<()>> {
         let Link { core, id } = self;
         poll_fn(|cx| core.borrow_mut().poll_flush(*id, cx))
+    }
+
+    pub(crate) fn shutdown(&self) -> impl Future<Output = Result<()>> {
+        let Link { core, id } = self;
+        poll_fn(|cx| {
+            core.borrow_mut().finish(*id);
+            core.borrow_mut().poll_flush(*id, cx)
+        })
     }
 }
