@@ -50,7 +50,7 @@ use crate::task::{JoinHandle, spawn_in};
 #[derive(Debug)]
 pub struct Connection {
     /// What it sends goes by the same link.
-    read: ReadHalf,
+    pub(crate) read: ReadHalf,
 }
 
 /// Names a connection among all that the process has ever had.
@@ -326,7 +326,7 @@ impl Connection {
         core.borrow_mut().end(*id, CloseReason::Aborted);
     }
 
-    fn link(&self) -> &Link {
+    pub(crate) fn link(&self) -> &Link {
         &self.read.link
     }
 }
