@@ -33,6 +33,20 @@ impl Deadlines {
         self.turned_ms = now_ms;
     }
 
+    /// From now on bytes that come or go while it is idle are no activity.
+    #[cfg(feature = "hyper")]
+    pub(crate) fn ignores_bytes_when_idle(&mut self) {
+        self.ignores_bytes = true;
+    }
+
+    /// For how long the message that is being received has been, and how much had been received
+    /// before it.
+    #[cfg(feature = "hyper")]
+    pub(crate) fn message(&self, now_ms: u64) -> Option<(u64, u64)> {
+        let since_ms = self.is_in_message().then_some(self.message_ms)?;
+        Some((now_ms.saturating_sub(since_ms), self.message_bytes))
+    }
+
     /// The peer has ended its side.
     pub(crate) fn half_closed(&mut self, now_ms: u64) {
         self.half_closed = true;

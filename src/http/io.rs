@@ -68,11 +68,9 @@ impl<T: Transport> HttpIo<T> {
         cx: &mut Context<'_>,
         buf: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
+        self.exchange.asks();
         let polled = Pin::new(&mut self.transport).poll_read(cx, buf);
-        match polled {
-            Poll::Ready(_) => self.exchange.received(),
-            Poll::Pending => self.exchange.awaits(),
-        }
+        self.exchange.has_asked(polled.is_ready());
         polled
     }
 }
