@@ -3,6 +3,7 @@
 
 pub mod child;
 pub mod filter;
+pub mod http;
 pub mod late;
 pub mod load;
 pub mod peer;
