@@ -114,6 +114,30 @@ fn a_request_that_has_begun_is_waited_for_and_answered() {
     }
 }
 
+/// One that had not sent a byte when the drain began, and sends its request in two pieces.
+#[test]
+fn a_request_that_begins_in_a_drain_is_waited_for_too() {
+    let head = "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n";
+    let whole = format!("{head}body");
+    for cut in [1, 4, 20, head.len(), head.len() + 1] {
+        let (running, addr) = serve(config().new_grace_ms(8_000));
+        let handle = running.handle();
+        let mut client = Client::connect(addr);
+        wait_until("it is accepted", || handle.stats().total().live == 1);
+        handle.begin_drain(limit(9_000));
+        await_phase(&handle);
+        client.say(&whole[..cut]);
+        let has_come = || handle.stats().total().bytes_received == cut as u64;
+        wait_until("the beginning has come", has_come);
+        wait_until("the rest is waited for", || states(&handle) == ["receiving"]);
+        client.say(&whole[cut..]);
+        let answer = client.answer().unwrap_or_else(|end| panic!("cut at {cut}: {end:?}"));
+        assert_eq!((&answer.body[..], answer.closes()), (&b"body"[..], true), "cut at {cut}");
+        assert_eq!(client.end(), End::Fin, "cut at {cut}");
+        assert_clean(&running.join().expect("the report"));
+    }
+}
+
 /// As the client is told to go on only then, its body can't have come before.
 #[test]
 fn a_body_that_is_asked_for_in_a_drain_is_waited_for() {

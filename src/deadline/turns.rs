@@ -6,6 +6,9 @@ impl Deadlines {
     /// The handler begins to wait for input. True when it goes on with what it had given up, which
     /// brings its deadline nearer.
     pub(crate) fn waits(&mut self, now_ms: u64) -> bool {
+        if self.ignores_bytes {
+            return false;
+        }
         if self.is_in_message() {
             let busy_ms = now_ms.saturating_sub(self.progress_ms.max(self.turned_ms));
             let busy_ms = busy_ms.try_into().unwrap_or(u16::MAX);
