@@ -76,7 +76,7 @@ pub(crate) struct Entry {
     /// How many holds there are on it, such as a [`Connection`](crate::Connection)'s halves; the
     /// last one closes.
     pub(crate) handles: u32,
-    /// Which of its core's listeners has accepted it.
+    /// Which of its core's listeners has accepted it, or [`OUTBOUND`].
     pub(crate) listener: u16,
 
     /// Received in all, what was thrown away included.
@@ -189,6 +189,11 @@ impl Entry {
         }
     }
 
+    /// Whether this end has established it.
+    pub(crate) fn is_outbound(&self) -> bool {
+        self.listener == OUTBOUND
+    }
+
     /// No handle is left: what remains is to close it well.
     pub(crate) fn is_closing(&self) -> bool {
         self.handles == 0
@@ -231,3 +236,6 @@ impl Entry {
         self.ended.or(self.failed).unwrap_or(finished)
     }
 }
+
+/// In place of a listener's number: it was not accepted.
+pub(crate) const OUTBOUND: u16 = u16::MAX;

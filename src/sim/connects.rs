@@ -1,0 +1,1 @@
+//! Rules of outbound connections, by hand and over seeds.
