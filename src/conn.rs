@@ -51,7 +51,7 @@ use crate::task::{JoinHandle, spawn_in};
 #[derive(Debug)]
 pub struct Connection {
     /// What it sends goes by the same link.
-    read: ReadHalf,
+    pub(crate) read: ReadHalf,
 }
 
 /// Names a connection among all that the process has ever had.

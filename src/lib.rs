@@ -42,6 +42,8 @@ mod caps;
 mod census;
 mod close;
 mod closing;
+#[cfg(any(feature = "hyper", feature = "tokio-io"))]
+mod compat;
 mod config;
 mod conn;
 mod connecting;
@@ -61,6 +63,8 @@ mod expire;
 mod group;
 mod handle;
 mod hooks;
+#[cfg(feature = "hyper")]
+pub mod http;
 mod idle;
 mod inspect;
 mod json;
@@ -83,6 +87,8 @@ mod receive;
 mod refusal;
 mod refuse;
 mod report;
+#[cfg(feature = "hyper")]
+mod requests;
 mod route;
 mod send;
 mod server;

@@ -118,8 +118,7 @@ impl ReadHalf {
         if let Some(chunk) = self.next_chunk(0).await? {
             self.put_back(chunk);
         }
-        let partial = self.pieces.as_ref().and_then(|pieces| pieces.partial.as_deref());
-        Ok(partial.unwrap_or(&[]))
+        Ok(self.partial())
     }
 
     /// Marks bytes that [`ReadHalf::fill_buf`] has shown as read.
@@ -192,7 +191,17 @@ impl ReadHalf {
         }
     }
 
-    fn put_back(&mut self, chunk: Chunk) {
+    #[cfg(any(feature = "hyper", feature = "tokio-io"))]
+    pub(crate) fn has_partial(&self) -> bool {
+        self.pieces.as_ref().is_some_and(|pieces| pieces.partial.is_some())
+    }
+
+    /// What is left of the chunk that is being read.
+    pub(crate) fn partial(&self) -> &[u8] {
+        self.pieces.as_ref().and_then(|pieces| pieces.partial.as_deref()).unwrap_or(&[])
+    }
+
+    pub(crate) fn put_back(&mut self, chunk: Chunk) {
         if !chunk.is_empty() {
             self.pieces.get_or_insert_default().partial = Some(chunk);
         }
