@@ -58,7 +58,7 @@ impl Core {
             return;
         }
         entry.ended = Some(reason);
-        entry.resets = reason.resets(entry.queued_bytes() > 0);
+        entry.resets = reason.resets(entry.queued_bytes() > 0) || (entry.tied && reason.is_own());
         let abandoned = entry.abandon_output();
         self.counters.bytes_abandoned.add(abandoned as u64);
         self.memory.give_back(abandoned);

@@ -61,6 +61,8 @@ pub(crate) struct Entry {
     pub(crate) ended: Option<CloseReason>,
     /// It ends with a reset: a FIN would say to the peer that it got everything.
     pub(crate) resets: bool,
+    /// What it carries is another connection's too, so that a deadline is no clean end for it.
+    pub(crate) tied: bool,
     /// Why its handler ended it, if not by success.
     pub(crate) failed: Option<CloseReason>,
     /// Its handler had finished before the peer did.
@@ -171,6 +173,7 @@ impl Entry {
             writer: Wake::Nobody,
             ended: None,
             resets: false,
+            tied: false,
             failed: None,
             served: false,
             busy: false,

@@ -6,10 +6,11 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use crate::buf::{Chunk, SendBuf};
+use crate::buf::SendBuf;
 use crate::conn::{Connection, Link};
-use crate::core::{Core, NS_PER_MS};
+use crate::core::{Core, CoreRef, NS_PER_MS};
 use crate::deadline::DeadlineKind;
+use crate::drain::Phase;
 use crate::error::{Error, Result};
 use crate::report::CloseReason;
 use crate::split::ReadHalf;
@@ -32,8 +33,9 @@ pub struct Transferred {
 /// # How it ends
 /// The end of one side is passed on as a FIN behind what came before it, and the other direction
 /// goes on to its own end. A reset, a deadline or any other error of one connection ends the other
-/// with a reset, so that its peer does not take what it has got for the whole; the error says on
-/// which of the two it was.
+/// with a reset, so that its peer does not take what it has got for the whole; so does dropping
+/// the future. The error says on which of the two it was. Only a drain's deadline ends both with a
+/// FIN.
 ///
 /// # Memory
 /// Each direction holds at most what one connection may have queued for sending
@@ -55,8 +57,8 @@ pub struct Transferred {
 /// As [`Connection::recv`] and [`Connection::send`] of either. Both connections are over then.
 ///
 /// # Cancel safety
-/// Not safe: what was received and not queued for sending yet is lost with the future. Drop both
-/// connections with it.
+/// Not safe: what was received and not queued for sending yet is lost with the future, so that
+/// dropping it resets both connections.
 ///
 /// # Examples
 ///
@@ -83,13 +85,51 @@ pub async fn proxy(a: &mut Connection, b: &mut Connection) -> Result<Transferred
         link: &to_a,
         pause: None,
     };
-    let result = both.run().await;
-    if result.is_err() {
-        for link in [&to_a, &to_b] {
-            link.core.borrow_mut().end(link.id, CloseReason::Aborted);
+    let mut bond = Bond::tie([&to_a, &to_b]);
+    both.run().await?;
+    bond.untie();
+    Ok(traffic.moved())
+}
+
+/// What ties two connections to one another: neither ends well while the other does not.
+struct Bond<'a> {
+    links: [&'a Link; 2],
+    tied: bool,
+}
+
+impl<'a> Bond<'a> {
+    fn tie(links: [&'a Link; 2]) -> Bond<'a> {
+        let mut bond = Bond { links, tied: true };
+        bond.set(true);
+        bond
+    }
+
+    /// Both have come to their end.
+    fn untie(&mut self) {
+        self.set(false);
+    }
+
+    fn set(&mut self, tied: bool) {
+        self.tied = tied;
+        for Link { core, id } in self.links {
+            if let Some(entry) = core.borrow_mut().table.get_mut(*id) {
+                entry.tied = tied;
+            }
         }
     }
-    result.map(|()| traffic.moved())
+}
+
+impl Drop for Bond<'_> {
+    /// What is on its way is lost, so that no end may look like that of a whole. A drain's deadline
+    /// says by itself what it does to connections.
+    fn drop(&mut self) {
+        for Link { core, id } in self.links.into_iter().filter(|_| self.tied) {
+            let core = &mut *core.borrow_mut();
+            if core.drain.phase() < Phase::Force {
+                core.end(*id, CloseReason::Aborted);
+            }
+        }
+    }
 }
 
 /// A direction of a proxy.
@@ -148,32 +188,38 @@ async fn pump(from: &mut ReadHalf, to: &Link, way: Way, traffic: &Traffic) -> Re
     while let Some(chunk) = from.recv().await.map_err(blame(source))? {
         let bytes = chunk.len();
         traffic.received(way, to.core.borrow_mut().now_ns);
-        pass_on(chunk, from.link.id, to).await.map_err(blame(sink))?;
+        let send = to.send(SendBuf::from(chunk));
+        patiently(from.link.id, &to.core, send).await.map_err(blame(sink))?;
         traffic.passed_on(way, bytes, to.core.borrow_mut().now_ns);
     }
     let ended = to.core.borrow_mut().table.get(from.link.id).is_some_and(|entry| entry.eof);
     if !ended {
         return Ok(End::Dismissed);
     }
-    to.shutdown().await.map_err(blame(sink))?;
+    patiently(from.link.id, &to.core, to.shutdown()).await.map_err(blame(sink))?;
     Ok(End::Finished)
 }
 
-/// Sends a chunk, and keeps the one that it came from excused while it has to wait for that.
-async fn pass_on(chunk: Chunk, from: Id, to: &Link) -> Result<()> {
-    let mut send = pin!(to.send(SendBuf::from(chunk)));
+/// Waits until the other connection takes something, and keeps the one that it came from excused
+/// meanwhile.
+async fn patiently<F>(from: Id, core: &CoreRef, taken: F) -> Result<()>
+where
+    F: Future<Output = Result<()>>,
+{
+    let mut taken = pin!(taken);
     let mut pause: Option<Sleep> = None;
     poll_fn(|cx| {
+        if let Poll::Ready(result) = taken.as_mut().poll(cx) {
+            return Poll::Ready(result);
+        }
         loop {
-            if let Poll::Ready(sent) = send.as_mut().poll(cx) {
-                return Poll::Ready(sent);
-            }
-            let step = || sleep(to.core.borrow_mut().excuse(from));
-            let pause = pause.get_or_insert_with(step);
-            if Pin::new(&mut *pause).poll(cx).is_pending() {
+            if let Some(pause) = &mut pause
+                && Pin::new(pause).poll(cx).is_pending()
+            {
                 return Poll::Pending;
             }
-            *pause = step();
+            let step = core.borrow_mut().excuse(from);
+            pause = Some(sleep(step));
         }
     })
     .await
