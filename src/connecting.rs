@@ -270,7 +270,10 @@ impl Core {
             && attempt.stage == Stage::UnderWay
         {
             attempt.stage = Stage::Established;
+            // It was in time, however long it takes to hear of that.
+            attempt.deadline_ms = self.now_ms + TAKEN_WITHIN_MS;
             self.tasks.wake(&mut attempt.waiter);
+            self.arm_connect(id, self.now_ms + TAKEN_WITHIN_MS);
         }
     }
 
@@ -294,11 +297,7 @@ impl Core {
             return;
         };
         match attempt.socket.connect_now(&retry.address) {
-            Ok(()) => {
-                let deadline_ms = attempt.deadline_ms;
-                self.arm_connect(id, deadline_ms);
-                self.establish(id);
-            }
+            Ok(()) => self.establish(id),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 let at_ms = (self.now_ms + retry.step_ms).min(attempt.deadline_ms);
                 retry.step_ms = (retry.step_ms * 2).min(RETRY_MS_MAX);
@@ -413,6 +412,8 @@ fn token(kind: Kind, id: Id) -> Token {
     Token::new(kind, id.index, id.generation)
 }
 
+/// An established connection that whoever has asked for it does not take is closed.
+const TAKEN_WITHIN_MS: u64 = 1_000;
 /// Between two tries at a Unix socket whose listener's queue is full.
 const RETRY_MS_MIN: u64 = 1;
 const RETRY_MS_MAX: u64 = 50;

@@ -41,6 +41,8 @@ pub(super) enum House {
     Echo,
     /// Some are slow, leave early, fail, panic, keep their chunks, spawn, or sleep for good.
     Mixed,
+    /// All of them connect.
+    Outbound,
 }
 
 impl Rig {
@@ -65,7 +67,11 @@ impl Rig {
         let settings = settings(&mut rng);
         let rng = Rc::new(RefCell::new(rng));
         let handler = conn::handler(move |conn| {
-            let manner = if house == House::Mixed { rng.borrow_mut().below(12) } else { 0 };
+            let manner = match house {
+                House::Echo => 0,
+                House::Mixed => rng.borrow_mut().below(12),
+                House::Outbound => 9 + rng.borrow_mut().below(2),
+            };
             serve(conn, manner)
         });
         Rig::start(worlds, settings, most, &handler)
@@ -345,6 +351,8 @@ async fn serve(mut conn: Connection, manner: u64) -> Result<()> {
         }
         10 => {
             let (tcp, unix) = (net::connect("192.0.2.1:80"), net::connect("unix:@x"));
+            let at_once = timeout(Duration::ZERO, tcp.clone().into_future()).await;
+            debug_assert!(at_once.is_err(), "it is given up while it is under way");
             let tcp = timeout(Duration::from_millis(1), tcp.into_future()).await;
             let kept = unix.timeout(Duration::from_millis(5)).await;
             let mut one = conn.recv().await?.is_some();
