@@ -13,8 +13,8 @@
 //!   `connection: close`, and HTTP/2 peers get a GOAWAY; what has begun is answered. An idle HTTP/1
 //!   connection ends as any other that is idle.
 //!
-//! An upload that may take longer than `SLIPRING_MESSAGE_MS` needs a handler that says so; the least
-//! rate goes on to hold for it:
+//! An upload that may take longer than `SLIPRING_MESSAGE_MS` needs a handler that says so; the
+//! least rate goes on to hold for it:
 //!
 //! ```
 //! # use hyper::service::service_fn;

@@ -179,7 +179,8 @@ impl Core {
                 entry.is_some_and(|it| it.deadlines.output_stuck_ms(now_ms) >= idle_ms)
             };
         }
-        short && entry.is_idle()
+        // Who has connected waits for an answer.
+        short && !entry.is_outbound() && entry.is_idle()
     }
 
     fn evict(&mut self, id: Id) {
@@ -216,8 +217,10 @@ impl Entry {
 
     /// Whether its handler waits for the next message, and none is on its way.
     fn is_idle(&self) -> bool {
-        let waits = !matches!(self.reader, Wake::Nobody) && !self.deadlines.is_in_message();
-        waits && self.socket.as_ref().is_some_and(|socket| socket.unread_bytes() == 0)
+        let listens = !self.busy && !matches!(self.reader, Wake::Nobody);
+        listens
+            && !self.deadlines.is_in_message()
+            && self.socket.as_ref().is_some_and(|socket| socket.unread_bytes() == 0)
     }
 }
 

@@ -1,4 +1,5 @@
-//! hyper on slipring, with its whole lifecycle on and its own defaults but for the connections' cap.
+//! hyper on slipring, with its whole lifecycle on, and its own defaults but for the cap on
+//! connections.
 
 use hyper::service::service_fn;
 use slipring::{
