@@ -7,8 +7,10 @@
 //!   `SLIPRING_MIN_RATE_BYTES_PER_S`, its body included. That is the limit on headers that hyper
 //!   wants a timer for, without a timer per request. (Bodies of HTTP/2 requests, of which many are
 //!   on their way at once and some for hours, have `SLIPRING_HANDLER_MS` of silence at most.)
-//! * Between requests a connection is idle, and `SLIPRING_IDLE_MS` holds; while one is being
-//!   answered, `SLIPRING_HANDLER_MS`, counted from the last byte in either direction.
+//! * Between requests a connection is idle, and `SLIPRING_IDLE_MS` holds; HTTP/2's pings are no
+//!   activity. While a request is being answered, it is `SLIPRING_HANDLER_MS`, counted from the
+//!   last byte in either direction; so it is while the handler does not ask for what may still come
+//!   of a body, for which the peer is not to blame.
 //! * When the server drains, or the connection has reached its greatest age, HTTP/1 responses say
 //!   `connection: close`, and HTTP/2 peers get a GOAWAY; what has begun is answered. An idle HTTP/1
 //!   connection ends as any other that is idle.
@@ -32,7 +34,8 @@
 //! ```
 //!
 //! Services are hyper's, or tower's by way of [`tower`]; they need not be `Send`, so that the
-//! state of a core needs no lock. A request's body may be read on any thread.
+//! state of a core needs no lock. A request's body may be read on any thread,
+//! and need not be read at all.
 //!
 //! # Examples
 //!

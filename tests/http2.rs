@@ -95,7 +95,31 @@ fn trailers_arrive_both_ways() {
     settle(running, 1);
 }
 
-/// A stream that is cancelled in the middle of its answer takes neither the others nor a task along.
+/// hyper sends whatever body there is.
+#[test]
+fn answers_that_have_no_body_end_with_their_head() {
+    let http = Http::new().handler(service_fn(|request: Request<Incoming>| async move {
+        let status = if request.uri().path() == "/204" { 204 } else { 200 };
+        let status = hyper::StatusCode::from_u16(status).expect("a status");
+        Ok::<_, std::convert::Infallible>(common::http::text(status, "a body all the same"))
+    }));
+    let (running, addr) = start(Server::new(config()).listen("127.0.0.1:0", http));
+    let mut frames = Frames::greet(addr);
+    // A HEAD request, whose method is a literal, and a GET.
+    frames.client.say(frame(HEADERS, END_STREAM | END_HEADERS, 1, b"\x86\x84\x02\x04HEAD"));
+    let answer = frames.await_kind(HEADERS);
+    assert_eq!((answer.stream, answer.flags & END_STREAM), (1, END_STREAM));
+    frames.client.say(request(3, "/204"));
+    let answer = frames.await_kind(HEADERS);
+    assert_eq!((answer.stream, answer.flags & END_STREAM), (3, END_STREAM));
+    frames.client.say(request(5, "/200"));
+    let data = frames.await_kind(DATA);
+    assert_eq!((data.stream, &data.payload[..]), (5, &b"a body all the same"[..]));
+    drop(frames);
+    settle(running, 1);
+}
+
+/// A stream that is cancelled in the middle of its answer takes no other along, and leaves no task.
 #[test]
 fn cancelled_streams_end_their_handlers_and_nothing_else() {
     let (running, addr) = serve(config());
@@ -292,7 +316,7 @@ fn a_flood_of_continuations_or_pings_is_bounded() {
             .connections()
             .expect("a list")
             .iter()
-            .map(|it| it.bytes_queued as u64)
+            .map(|it| it.bytes_queued)
             .sum();
         assert!(queued < 2 * MB as u64, "{queued} bytes are queued");
         drop(frames);
@@ -353,6 +377,7 @@ async fn whole(response: hyper::Result<Response<Incoming>>) -> Vec<u8> {
 /// A frame as RFC 9113 has it.
 struct Raw {
     kind: u8,
+    flags: u8,
     stream: u32,
     payload: Vec<u8>,
 }
@@ -390,7 +415,7 @@ impl Frames {
                 _ => {}
             }
         }
-        Ok(Raw { kind: head[3], stream, payload })
+        Ok(Raw { kind: head[3], flags: head[4], stream, payload })
     }
 
     fn await_kind(&mut self, kind: u8) -> Raw {

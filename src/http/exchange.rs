@@ -18,9 +18,9 @@ use crate::requests::{SoFar, Stance};
 
 /// What is known of a connection's requests, for its core.
 ///
-/// hyper does not tell when a message begins and when it has come whole. But of an HTTP/1 message
-/// that is not whole it asks for the rest, as soon as somebody wants it, and else it asks for
-/// nothing; so what it does not ask for, the peer does not owe.
+/// hyper does not tell when a message begins and when it has come whole. But it asks for the rest
+/// of an HTTP/1 message as long as there is one, and room for it: the first piece of a body, and
+/// then what the handler wants. So what it does not ask for, the peer does not owe.
 pub(super) struct Exchange {
     link: Link,
     /// Requests that have not been answered to the end.
@@ -179,14 +179,16 @@ where
     type Future = Answering<S::Future>;
 
     fn call(&self, request: Request<Incoming>) -> Answering<S::Future> {
-        let connects = request.method() == Method::CONNECT;
+        let (connects, heads) =
+            (request.method() == Method::CONNECT, request.method() == Method::HEAD);
         if self.exchange.http2.get() || request.body().is_end_stream() {
             self.exchange.begin();
         } else {
             self.exchange.begin_with_body();
         }
         let at_work = AtWork(Rc::clone(&self.exchange));
-        Answering { future: self.service.call(request), at_work: Some(at_work), connects }
+        let future = self.service.call(request);
+        Answering { future, at_work: Some(at_work), connects, heads }
     }
 }
 
@@ -206,6 +208,7 @@ pin_project! {
         future: F,
         at_work: Option<AtWork>,
         connects: bool,
+        heads: bool,
     }
 }
 
@@ -233,7 +236,11 @@ where
             }
         }
         let at_work = this.at_work.take();
-        Poll::Ready(Ok(response.map(|body| Outgoing { body, at_work })))
+        // What hyper sees to in HTTP/1, it leaves to the service in HTTP/2.
+        let http2 = at_work.as_ref().is_some_and(|at_work| at_work.0.http2.get());
+        let bodiless = [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED];
+        let mute = http2 && (*this.heads || bodiless.contains(&response.status()));
+        Poll::Ready(Ok(response.map(|body| Outgoing { body, mute, at_work })))
     }
 }
 
@@ -242,6 +249,8 @@ pin_project! {
     pub(super) struct Outgoing<B> {
         #[pin]
         body: B,
+        // The answer is one without a body, whatever the service has made.
+        mute: bool,
         at_work: Option<AtWork>,
     }
 }
@@ -254,11 +263,12 @@ impl<B: Body> Body for Outgoing<B> {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        self.project().body.poll_frame(cx)
+        let this = self.project();
+        if *this.mute { Poll::Ready(None) } else { this.body.poll_frame(cx) }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.mute || self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
