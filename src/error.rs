@@ -49,6 +49,9 @@ pub enum ErrorKind {
     TimedOut,
     /// The peer ended the stream before the bytes asked for had come.
     UnexpectedEof,
+    /// The peer broke the TLS protocol or agreed to nothing that is offered; the message has
+    /// rustls' words.
+    Tls,
     /// A bound given by the caller or the configuration was exceeded, such as a line's length.
     TooLong,
     /// The connection, the core or the server has already ended.
@@ -150,7 +153,7 @@ impl From<Error> for io::Error {
             ErrorKind::PeerReset => io::ErrorKind::ConnectionReset,
             ErrorKind::TimedOut | ErrorKind::PeerDead => io::ErrorKind::TimedOut,
             ErrorKind::UnexpectedEof => io::ErrorKind::UnexpectedEof,
-            ErrorKind::TooLong => io::ErrorKind::InvalidData,
+            ErrorKind::TooLong | ErrorKind::Tls => io::ErrorKind::InvalidData,
             ErrorKind::Closed => io::ErrorKind::NotConnected,
             ErrorKind::Forced => io::ErrorKind::ConnectionAborted,
             ErrorKind::Resource | ErrorKind::Panicked | ErrorKind::Io => {
@@ -162,9 +165,24 @@ impl From<Error> for io::Error {
 }
 
 impl From<io::Error> for Error {
-    /// An error of a handler's own I/O, so that `?` works on files and foreign sockets too.
+    /// An error of a handler's own I/O, so that `?` works on files and foreign sockets too. One
+    /// that was made of an [`Error`], as those of the traits of others are, is that again.
     fn from(source: io::Error) -> Error {
-        Error::os("handler's i/o", source)
+        let kind = match source.kind() {
+            io::ErrorKind::UnexpectedEof => Some(ErrorKind::UnexpectedEof),
+            io::ErrorKind::TimedOut => Some(ErrorKind::TimedOut),
+            _ => None,
+        };
+        match source.downcast::<Error>() {
+            Ok(error) => error,
+            Err(source) => {
+                let error = Error::os("handler's i/o", source);
+                match kind.filter(|_| error.raw_os_error().is_none()) {
+                    Some(kind) => error.with_kind(kind),
+                    None => error,
+                }
+            }
+        }
     }
 }
 
@@ -189,5 +207,18 @@ mod tests {
         assert_eq!(io::Error::from(reset).kind(), io::ErrorKind::ConnectionReset);
         let late = Error::new(ErrorKind::TimedOut, "recv");
         assert_eq!(io::Error::from(late).kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn an_error_survives_the_way_through_an_io_error() {
+        let late = Error::new(ErrorKind::Forced, "recv").because("the drain's deadline has come");
+        let again = Error::from(io::Error::from(late));
+        assert_eq!(again.kind(), ErrorKind::Forced);
+        assert_eq!(again.to_string(), "recv: the drain's deadline has come");
+
+        let foreign = Error::from(io::Error::from(io::ErrorKind::UnexpectedEof));
+        assert_eq!(foreign.kind(), ErrorKind::UnexpectedEof);
+        let foreign = Error::from(io::Error::from_raw_os_error(libc::ETIMEDOUT));
+        assert_eq!((foreign.kind(), foreign.operation()), (ErrorKind::PeerDead, "handler's i/o"));
     }
 }

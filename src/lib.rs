@@ -100,6 +100,8 @@ mod sys;
 mod table;
 pub mod task;
 pub mod time;
+#[cfg(feature = "rustls")]
+pub mod tls;
 mod token;
 mod walk;
 mod watchdog;
