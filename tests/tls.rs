@@ -137,7 +137,7 @@ fn idle_streams_end_with_close_notify_and_a_fin_when_the_server_drains() {
             client.read_exact(&mut [0; 9]).expect("the answer");
         }
         running.handle().begin_drain(limit(5_000));
-        for client in &mut clients {
+        for mut client in clients {
             // It answers before it looks for the FIN.
             assert_eq!(client.read(&mut [0]).expect("close_notify"), 0, "round {round}");
             client.conn.send_close_notify();
@@ -325,13 +325,7 @@ fn sessions_are_resumed_and_clients_are_known_by_their_certificates() {
         }
     });
     for version in [&TLS13, &TLS12] {
-        let mut configuration = known_client();
-        if version.version() == TLS12.version() {
-            // A client of both would take the newer one.
-            configuration.resumption = rustls::client::Resumption::in_memory_sessions(8)
-                .tls12_resumption(rustls::client::Tls12Resumption::SessionIdOrTickets);
-        }
-        let configuration = Arc::new(configuration);
+        let configuration = Arc::new(known_client(version));
         for resumed in [false, true] {
             let mut client = meet(addr, &configuration);
             client.write_all(b"who am I\n").expect("send");

@@ -75,8 +75,7 @@ pub fn mutual_server() -> ServerConfig {
 
 /// A client of these protocols without a certificate.
 pub fn client(alpn: &[&str]) -> ClientConfig {
-    let mut config =
-        ClientConfig::builder().with_root_certificates(roots()).with_no_client_auth();
+    let mut config = ClientConfig::builder().with_root_certificates(roots()).with_no_client_auth();
     config.alpn_protocols = protocols(alpn);
     config
 }
@@ -89,9 +88,9 @@ pub fn client_of(version: &'static SupportedProtocolVersion) -> ClientConfig {
 }
 
 /// A client that has a certificate.
-pub fn known_client() -> ClientConfig {
+pub fn known_client(version: &'static SupportedProtocolVersion) -> ClientConfig {
     let Identity { certificate, key } = &world().client;
-    ClientConfig::builder()
+    ClientConfig::builder_with_protocol_versions(&[version])
         .with_root_certificates(roots())
         .with_client_auth_cert(vec![certificate.clone()], key.clone_key())
         .expect("a key for the certificate")
