@@ -88,7 +88,7 @@ impl Acceptor {
     ///
     /// # Errors
     /// In each case the connection is closed; the peer is sent an alert where TLS has one.
-    /// * [`ErrorKind::Tls`]: what came is no TLS, or nothing could be agreed on.
+    /// * [`ErrorKind::Protocol`]: what came is no TLS, or nothing could be agreed on.
     /// * [`ErrorKind::Closed`]: the peer left without a byte, as one does that only asks whether
     ///   somebody listens. It does not count as the handler's failure.
     /// * [`ErrorKind::UnexpectedEof`]: the peer left amid the handshake.
@@ -113,7 +113,7 @@ impl Acceptor {
             }
             Err((error, _)) => {
                 let error = explain(HANDSHAKE, error);
-                let plain = error.kind() == ErrorKind::Tls && first != HANDSHAKE_RECORD;
+                let plain = error.kind() == ErrorKind::Protocol && first != HANDSHAKE_RECORD;
                 let words = "what came is no TLS; a client that speaks a plain protocol?";
                 Err(if plain { error.because(words) } else { error })
             }
@@ -143,7 +143,7 @@ impl Link {
 /// What an error that has come through rustls was: of the connection, or of TLS.
 fn explain(operation: &'static str, error: io::Error) -> Error {
     if error.get_ref().is_some_and(|source| source.is::<rustls::Error>()) {
-        Error::os(operation, error).with_kind(ErrorKind::Tls)
+        Error::os(operation, error).with_kind(ErrorKind::Protocol)
     } else {
         Error::from(error)
     }

@@ -1,6 +1,6 @@
-#![cfg(feature = "rustls")]
 //! TLS on connections: every byte arrives, handshakes and records have their deadlines, each end is
 //! told apart from the others, and the books have every connection.
+#![cfg(feature = "rustls")]
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use slipring::tls::{Acceptor, TlsStream, rustls};
-use slipring::{CloseReason, Config, Connection, DeadlineKind, ErrorKind, Running, Server};
+use slipring::{CloseReason, Config, Connection, DeadlineKind, ErrorKind, Phase, Running, Server};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 
 mod common;
@@ -168,7 +168,7 @@ fn a_record_that_has_begun_when_the_server_drains_is_served() {
         running.handle().stats().total().bytes_received == before + half.len() as u64
     });
     running.handle().begin_drain(limit(5_000));
-    wait_until("the listener is closed", || std::net::TcpStream::connect(addr).is_err());
+    wait_until("the core drains", || running.handle().phase() > Phase::StopAccept);
     client.sock.write_all(rest).expect("send the rest");
     assert_eq!(read_to_clean_end(&mut client), b"second");
     assert_eq!(outcome(&told), Ok(()));
@@ -189,7 +189,7 @@ fn what_is_no_tls_is_refused_with_a_word_and_without_a_reset() {
         // At most an alert, and nothing that looks like another protocol.
         assert!(answer.len() <= 7 && answer.first().is_none_or(|kind| *kind == 21), "{answer:?}");
         let (kind, words) = outcome(&told).expect_err("no handshake");
-        assert_eq!(kind, ErrorKind::Tls, "{words}");
+        assert_eq!(kind, ErrorKind::Protocol, "{words}");
         assert_eq!(words.contains("no TLS"), hint, "{words}");
     }
     settle(running, 3);
@@ -308,7 +308,7 @@ fn the_protocol_is_agreed_on_by_alpn_and_the_name_is_known() {
     }
     let mut stranger = dial(addr, &Arc::new(client(&["spdy/3"])));
     assert!(stranger.read(&mut [0]).is_err(), "nothing is agreed on");
-    assert_eq!(outcome(&told).expect_err("nothing is agreed on").0, ErrorKind::Tls);
+    assert_eq!(outcome(&told).expect_err("nothing is agreed on").0, ErrorKind::Protocol);
     settle(running, 5);
 }
 
@@ -340,7 +340,7 @@ fn sessions_are_resumed_and_clients_are_known_by_their_certificates() {
     let mut stranger = dial(addr, &Arc::new(client(&[])));
     let refused = stranger.write_all(b"me\n").and_then(|()| stranger.read(&mut [0]));
     assert!(refused.is_err(), "a client without a certificate is refused");
-    assert_eq!(outcome(&told).expect_err("no certificate").0, ErrorKind::Tls);
+    assert_eq!(outcome(&told).expect_err("no certificate").0, ErrorKind::Protocol);
     settle(running, 5);
 }
 

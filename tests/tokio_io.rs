@@ -1,6 +1,6 @@
-#![cfg(feature = "tokio-io")]
 //! tokio's I/O traits on connections: what is built on them works, no byte is lost or changed,
 //! errors have their kinds, and a drain ends idle readers and lets busy ones finish.
+#![cfg(feature = "tokio-io")]
 
 use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};

@@ -230,6 +230,13 @@ impl hyper::rt::Write for TlsStream {
     }
 }
 
+#[cfg(feature = "hyper")]
+impl crate::http::Transport for TlsStream {
+    fn connection(&self) -> &Connection {
+        TlsStream::connection(self)
+    }
+}
+
 /// Says `close_notify` behind what was written, unless that was done, or the connection has ended.
 impl Drop for TlsStream {
     fn drop(&mut self) {
