@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use slipring::tls::rustls::version::{TLS12, TLS13};
 use slipring::tls::{Acceptor, TlsStream, rustls};
 use slipring::{CloseReason, Config, Connection, DeadlineKind, ErrorKind, Phase, Running, Server};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
@@ -19,8 +20,8 @@ mod support;
 use common::peer::{ANY, MB, bytes};
 use common::{config, connect, limit, settle, start, wait_until};
 use support::{
-    TLS12, TLS13, ask, client, client_of, dial, end_mine, known_client, meet, mutual_server,
-    read_to_clean_end, server, session,
+    ask, client, client_of, dial, end_mine, known_client, meet, mutual_server, read_to_clean_end,
+    server, session,
 };
 
 #[test]

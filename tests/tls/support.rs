@@ -1,4 +1,5 @@
 //! Certificates that nobody else trusts, and clients that do.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -8,7 +9,7 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use slipring::tls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use slipring::tls::rustls::server::WebPkiClientVerifier;
 use slipring::tls::rustls::{
-    self, ClientConfig, ClientConnection, RootCertStore, ServerConfig, StreamOwned,
+    ClientConfig, ClientConnection, RootCertStore, ServerConfig, StreamOwned,
     SupportedProtocolVersion,
 };
 
@@ -183,5 +184,3 @@ fn block<T>(result: std::io::Result<T>) -> Option<T> {
         result => Some(result.expect("send or receive")),
     }
 }
-
-pub use rustls::version::{TLS12, TLS13};
