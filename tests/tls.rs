@@ -178,6 +178,27 @@ fn a_record_that_has_begun_when_the_server_drains_is_served() {
 }
 
 #[test]
+fn a_request_that_comes_with_the_end_of_a_handshake_is_served_though_the_server_drains() {
+    let (running, addr, told) = serve(config(), server(&[]), echo);
+    let mut client = dial(addr, &Arc::new(client(&[])));
+    client.conn.write_tls(&mut client.sock).expect("a ClientHello");
+    while client.conn.is_handshaking() {
+        client.conn.read_tls(&mut client.sock).expect("the server's part");
+        client.conn.process_new_packets().expect("the server's part");
+    }
+    client.conn.writer().write_all(b"request").expect("it has room");
+    running.handle().begin_drain(limit(5_000));
+    wait_until("the core drains", || running.handle().phase() > Phase::StopAccept);
+    while client.conn.wants_write() {
+        client.conn.write_tls(&mut client.sock).expect("send the rest and the request");
+    }
+    assert_eq!(read_to_clean_end(&mut client), b"request");
+    assert_eq!(outcome(&told), Ok(()));
+    let report = running.join().expect("no core failed");
+    assert!(report.is_balanced() && report.total().closed.get(CloseReason::Forced) == 0);
+}
+
+#[test]
 fn what_is_no_tls_is_refused_with_a_word_and_without_a_reset() {
     let (running, addr, told) = serve(config(), server(&[]), echo);
     let http = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
@@ -281,6 +302,35 @@ fn a_record_that_drips_in_has_a_deadline_and_an_idle_stream_another() {
     let total = settle(running, 2);
     let of = |reason| total.closed.get(reason);
     assert_eq!((of(CloseReason::Message), of(CloseReason::Idle)), (1, 1), "{:?}", total.closed);
+}
+
+#[test]
+fn records_that_come_without_a_pause_have_a_deadline_each() {
+    let bounded = config().message_ms(400).min_rate_bytes_per_s(0);
+    let (running, addr, told) = serve(bounded, server(&[]), echo);
+    let mut client = meet(addr, &Arc::new(client(&[])));
+    client.sock.set_read_timeout(Some(Duration::from_millis(20))).expect("set a time limit");
+    let (since, mut unsent, mut sent) = (Instant::now(), Vec::new(), 0);
+    // What is sent ends amid a record each time, for much longer than one may take.
+    while since.elapsed() < Duration::from_millis(1_200) {
+        client.conn.writer().write_all(b"0123456789").expect("it has room");
+        client.conn.write_tls(&mut unsent).expect("a record");
+        let half = unsent.len() - 10;
+        client.sock.write_all(&unsent[..half]).expect("send a part");
+        unsent.drain(..half);
+        sent += 10;
+        // The echo of what is complete, in time for the next.
+        let _ = client.sock.peek(&mut [0; 1]);
+        while client.conn.read_tls(&mut client.sock).is_ok_and(|count| count > 0) {
+            client.conn.process_new_packets().expect("whole records");
+        }
+    }
+    client.sock.set_read_timeout(Some(limit(10_000))).expect("set a time limit");
+    client.sock.write_all(&unsent).expect("send the rest");
+    end_mine(&mut client);
+    assert_eq!(read_to_clean_end(&mut client).len(), sent);
+    assert_eq!(outcome(&told), Ok(()));
+    settle(running, 1);
 }
 
 #[test]

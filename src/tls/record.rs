@@ -14,8 +14,9 @@ impl Record {
         self.so_far
     }
 
-    /// Goes on over what was received.
-    pub(super) fn advance(&mut self, mut bytes: &[u8]) {
+    /// Goes on over what was received. True when a record has come to its end by it.
+    pub(super) fn advance(&mut self, mut bytes: &[u8]) -> bool {
+        let mut ended = false;
         while let Some(first) = bytes.first() {
             let count = if self.so_far < HEADER {
                 // The length stands in the last two bytes of the header.
@@ -27,9 +28,11 @@ impl Record {
             self.so_far += count;
             if self.so_far >= HEADER && self.so_far == HEADER + self.length {
                 *self = Record::default();
+                ended = true;
             }
             bytes = &bytes[count..];
         }
+        ended
     }
 }
 
@@ -52,7 +55,10 @@ mod tests {
         for piece in [1, 2, 3, 5, 7, 4096, stream.len()] {
             let (mut record, mut at) = (Record::default(), 0);
             for bytes in stream.chunks(piece) {
-                record.advance(bytes);
+                let ended = record.advance(bytes);
+                let passed =
+                    borders.iter().any(|border| (at + 1..=at + bytes.len()).contains(border));
+                assert_eq!(ended, passed, "after {at}");
                 at += bytes.len();
                 let border = borders.iter().rev().find(|border| **border <= at);
                 assert_eq!(record.so_far(), at - border.expect("the first is 0"), "after {at}");

@@ -62,10 +62,9 @@ impl AsyncRead for Wire {
         let bytes = ready!(conn.read.poll_fill_amid(record.so_far(), cx))?;
         let bytes = &bytes[..bytes.len().min(buf.remaining())];
         buf.put_slice(bytes);
-        record.advance(bytes);
-        let count = bytes.len();
+        let (count, ended) = (bytes.len(), record.advance(bytes));
         conn.consume(count);
-        if record.so_far() == 0 {
+        if ended {
             conn.read.end_read();
         }
         Poll::Ready(Ok(()))
