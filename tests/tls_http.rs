@@ -1,7 +1,6 @@
 //! HTTP over TLS: what is promised of requests and of a drain holds behind TLS as well.
 #![cfg(all(feature = "hyper", feature = "rustls"))]
 
-use std::convert::Infallible;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
