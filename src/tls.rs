@@ -7,10 +7,11 @@
 //!
 //! # How a stream ends
 //! * [`TlsStream`]'s `shutdown`, and its drop, say `close_notify` behind all that was written, and
-//!   then FIN follows, as on a plain connection. A handler that returns early, with an error or by
-//!   a panic, drops its stream too: what it has written is delivered, and where it is to be seen
-//!   that something is missing, that is [`TlsStream::abort`].
-//! * A deadline, the drain's force phase and `abort` say nothing: the peer sees a truncated stream.
+//!   then FIN follows, as on a plain connection. A handler that returns early with an error drops
+//!   its stream too: what it has written is delivered, and where the peer is to see that something
+//!   is missing, that is [`TlsStream::abort`].
+//! * A panic, a deadline, the drain's force phase and `abort` say nothing: the peer sees a stream
+//!   that is cut off.
 //! * A peer that ends without `close_notify` may have been cut off by somebody on the way
 //!   (RFC 8446, section 6.1): reading then is an error of kind
 //!   [`ErrorKind::UnexpectedEof`], and never the end of the stream.
@@ -22,7 +23,9 @@
 //! tickets, and the crypto provider, of which this crate enables none. Types of rustls in this
 //! interface are those of tokio-rustls 0.26, which is rustls 0.23; they change when it does. The
 //! cryptography runs on the connection's core: a full handshake takes it about a millisecond with
-//! an RSA key, and a fraction of that with an ECDSA key or a session ticket.
+//! an RSA key, and a fraction of that with an ECDSA key or a session ticket. rustls keeps at most
+//! 64 KiB of output of a stream besides what the connection queues, and one record of input; that
+//! is not in `SLIPRING_MEMORY_BYTES_MAX`.
 //!
 //! [`Server::heartbeat`](crate::Server::heartbeat) writes plain bytes and is not for TLS.
 //!

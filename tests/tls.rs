@@ -96,17 +96,27 @@ fn a_handler_that_just_returns_has_said_close_notify_behind_all_that_it_wrote() 
 }
 
 #[test]
-fn a_stream_that_is_aborted_has_no_clean_end() {
+fn a_stream_that_is_aborted_or_whose_handler_panics_has_no_clean_end() {
     let (running, addr, _) = serve(config(), server(&[]), |mut stream| async move {
+        let panics = stream.read_u8().await? == b'p';
         stream.write_all(b"half of").await?;
+        assert!(!panics, "on purpose");
         stream.abort();
         Ok(())
     });
-    let mut client = meet(addr, &Arc::new(client(&[])));
-    let error = client.read_to_end(&mut Vec::new()).expect_err("no end that looks like one");
-    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{error}");
-    let total = settle(running, 1);
-    assert_eq!(total.closed.get(CloseReason::Aborted), 1, "{:?}", total.closed);
+    let configuration = Arc::new(client(&[]));
+    for (word, seen) in
+        [(b"p", std::io::ErrorKind::UnexpectedEof), (b"a", std::io::ErrorKind::ConnectionReset)]
+    {
+        let mut client = meet(addr, &configuration);
+        client.write_all(word).expect("send");
+        let error = client.read_to_end(&mut Vec::new()).expect_err("no end that looks like one");
+        assert_eq!(error.kind(), seen, "{error}");
+    }
+    let total = settle(running, 2);
+    let of = |reason| total.closed.get(reason);
+    let counts = (of(CloseReason::HandlerPanic), of(CloseReason::Aborted));
+    assert_eq!(counts, (1, 1), "{:?}", total.closed);
 }
 
 #[test]

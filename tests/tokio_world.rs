@@ -270,8 +270,9 @@ fn what_belongs_to_tokios_own_threads_is_as_documented() {
             let there = tokio::task::block_in_place(|| thread::current().id());
             // Spawned on the runtime it runs on one of its threads.
             let spawned = tokio::spawn(async { thread::current().id() }).await.expect("no panic");
-            let current = Handle::try_current().is_ok();
-            let _ = sender.send((here == there, here != spawned, current));
+            // So does this.
+            let blocked = Handle::current().block_on(async { thread::current().id() });
+            let _ = sender.send((here == there, here != spawned, here == blocked));
             conn.recv().await?;
             // There is no local set here; `Connection::spawn` is what is meant.
             tokio::task::spawn_local(async {}).await.expect("it does not come so far");

@@ -237,11 +237,14 @@ impl crate::http::Transport for TlsStream {
     }
 }
 
-/// Says `close_notify` behind what was written, unless that was done, or the connection has ended.
+/// Says `close_notify` behind what was written, unless that was done, or the connection has ended,
+/// or a panic has left it unsaid whether that was all.
 impl Drop for TlsStream {
     fn drop(&mut self) {
         let (wire, session) = self.inner.get_mut();
-        session.send_close_notify();
+        if !std::thread::panicking() {
+            session.send_close_notify();
+        }
         let mut last = Last(wire.link());
         while session.wants_write() && session.write_tls(&mut last).is_ok_and(|count| count > 0) {}
     }
