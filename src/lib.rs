@@ -107,6 +107,8 @@ mod sys;
 mod table;
 pub mod task;
 pub mod time;
+#[cfg(feature = "rustls")]
+pub mod tls;
 mod token;
 mod walk;
 mod watchdog;
@@ -138,3 +140,9 @@ pub use stop::StopMethod;
 #[doc = include_str!("../README.md")]
 #[derive(Debug)]
 pub struct Readme;
+
+/// Compiles the examples of docs/tokio.md.
+#[cfg(all(doctest, feature = "tokio-io"))]
+#[doc = include_str!("../docs/tokio.md")]
+#[derive(Debug)]
+pub struct TokioGuide;

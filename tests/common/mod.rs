@@ -3,6 +3,7 @@
 
 pub mod child;
 pub mod client;
+pub mod example;
 pub mod filter;
 pub mod late;
 pub mod load;
