@@ -76,6 +76,7 @@ mod per_ip;
 mod post;
 mod preflight;
 mod pressure;
+mod prometheus;
 mod reason;
 mod receive;
 mod refusal;
