@@ -42,6 +42,8 @@ mod caps;
 mod census;
 mod close;
 mod closing;
+#[cfg(any(feature = "hyper", feature = "tokio-io"))]
+mod compat;
 mod config;
 mod conn;
 mod connections;
