@@ -108,6 +108,11 @@ impl Drain {
         self.phase
     }
 
+    #[cfg(feature = "tracing")]
+    pub(crate) fn has_entered(&self, phase: Phase) -> bool {
+        self.entered_ns[phase as usize] != 0
+    }
+
     pub(crate) fn is_draining(&self) -> bool {
         self.phase >= Phase::StopAccept
     }

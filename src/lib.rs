@@ -34,6 +34,16 @@
 #![deny(rust_2018_idioms)]
 #![doc(test(attr(deny(warnings), allow(dead_code, unused_imports, unused_variables))))]
 
+/// Compiles a statement only with the feature `tracing`.
+macro_rules! traced {
+    ($($statement:tt)+) => {
+        #[cfg(feature = "tracing")]
+        {
+            $($statement)+;
+        }
+    };
+}
+
 mod audit;
 mod balance;
 mod bind;
@@ -102,6 +112,8 @@ mod table;
 pub mod task;
 pub mod time;
 mod token;
+#[cfg(feature = "tracing")]
+mod trace;
 mod walk;
 mod watchdog;
 mod wheel;

@@ -308,6 +308,7 @@ impl Server {
         let watchdog = watchdog.transpose()?;
         control.keep(Belongings { signals, files });
         let threads = crew.go(shares);
+        traced!(control.events.started(&self.config, &addrs, &cpus, pin, spin));
         let handle = Handle::new(control, drain_within);
         Ok(Running { handle, threads, watchdog, addrs })
     }
@@ -407,6 +408,7 @@ impl Running {
     pub fn join(self) -> Result<DrainReport> {
         self.handle.wait_allowed("join a server")?;
         let report = self.handle.control().wait();
+        traced!(self.handle.control().events.joined(&report));
         // Of a server with a core that is stuck, nobody else will.
         self.handle.control().let_go();
         for (thread, core) in self.threads.into_iter().zip(report.cores()) {
