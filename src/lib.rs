@@ -72,6 +72,8 @@ mod expire;
 mod group;
 mod handle;
 mod hooks;
+#[cfg(feature = "hyper")]
+pub mod http;
 mod idle;
 mod inspect;
 mod json;
@@ -94,6 +96,8 @@ mod receive;
 mod refusal;
 mod refuse;
 mod report;
+#[cfg(feature = "hyper")]
+mod requests;
 mod send;
 mod server;
 mod shutdown;

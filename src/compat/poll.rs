@@ -1,8 +1,8 @@
 //! Reading and writing by polls, which is what the traits of others ask for.
 //!
 //! Who polls lends its buffer for the call only, so nothing of it is given to the kernel: received
-//! bytes are copied out of the receive buffers, and output is copied to the connection's queue, from
-//! which it leaves at the end of the turn.
+//! bytes are copied out of the receive buffers, and output is copied to the connection's queue,
+//! from which it leaves at the end of the turn.
 
 use std::future::Future;
 use std::io;

@@ -62,8 +62,8 @@ impl AsyncBufRead for Connection {
 }
 
 /// Copies to the connection's output, as [`Connection::write`] does. What was accepted is delivered
-/// also when nobody flushes, and `flush` returns at once; [`Connection::flush`] waits for the kernel.
-/// A failure to deliver shows in a later call. `shutdown` ends our side behind the output.
+/// also when nobody flushes, and `flush` returns at once; [`Connection::flush`] waits for the
+/// kernel. A failure to deliver shows in a later call. `shutdown` ends our side behind the output.
 impl AsyncWrite for Connection {
     fn poll_write(
         self: Pin<&mut Self>,
