@@ -42,6 +42,8 @@ pub(crate) struct Control {
 pub(crate) struct Belongings {
     pub(crate) signals: Option<Signals>,
     pub(crate) files: Vec<SocketFile>,
+    #[cfg(feature = "admin")]
+    pub(crate) admin: Option<crate::admin::Farewell>,
 }
 
 /// How a core is reached and watched from outside.
@@ -83,10 +85,19 @@ impl Control {
     /// Gives back what the server had. It waits for the signals' thread, which needs no core.
     pub(crate) fn let_go(&self) {
         let belongings = self.belongings().take();
-        if let Some(Belongings { signals, files }) = belongings {
-            drop(signals);
-            drop(files);
-        }
+        let Some(Belongings {
+            signals,
+            files,
+            #[cfg(feature = "admin")]
+            admin,
+        }) = belongings
+        else {
+            return;
+        };
+        #[cfg(feature = "admin")]
+        drop(admin);
+        drop(signals);
+        drop(files);
     }
 
     fn belongings(&self) -> MutexGuard<'_, Option<Belongings>> {
@@ -96,6 +107,18 @@ impl Control {
     /// The address of a listener.
     pub(crate) fn addr(&self, listener: u16) -> Option<ListenAddr> {
         self.addrs.get()?.get(usize::from(listener)).cloned()
+    }
+
+    /// Whether connections can come in.
+    #[cfg(feature = "admin")]
+    pub(crate) fn is_listening(&self) -> bool {
+        self.addrs.get().is_some()
+    }
+
+    /// Since the epoch.
+    #[cfg(feature = "admin")]
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.epoch.elapsed()
     }
 
     pub(crate) fn seats(&self) -> &[Seat] {

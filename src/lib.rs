@@ -44,6 +44,8 @@ macro_rules! traced {
     };
 }
 
+#[cfg(feature = "admin")]
+mod admin;
 mod audit;
 mod balance;
 mod bind;
@@ -123,6 +125,8 @@ mod watchdog;
 mod wheel;
 
 // The public interface is:
+#[cfg(feature = "admin")]
+pub use admin::Admin;
 pub use bind::ListenAddr;
 pub use buf::{Chunk, SendBuf};
 pub use census::{Ages, Census};

@@ -55,7 +55,7 @@ impl Stats {
         self.write_choice(&mut page, "drain_phase", "Where it stands in a drain.", |at| {
             Phase::ALL.map(|phase| (phase.as_str(), at.phase == phase))
         });
-        page.text
+        page.into_text()
     }
 
     fn write_counters(&self, page: &mut Page) {
@@ -172,7 +172,11 @@ impl Page {
             .iter()
             .map(|(label, value)| format!("{label}=\"{}\"", escaped(&value.to_string())))
             .collect();
-        self.line(format_args!("{PREFIX}{name}{{{}}} {value}", labels.join(",")));
+        let labels = labels.join(",");
+        match labels.as_str() {
+            "" => self.line(format_args!("{PREFIX}{name} {value}")),
+            labels => self.line(format_args!("{PREFIX}{name}{{{labels}}} {value}")),
+        }
     }
 
     fn histogram(&mut self, name: &str, core: usize, ages: &Ages) {
@@ -185,6 +189,10 @@ impl Page {
         let labels: Labels<'_> = &[("core", &core)];
         self.sample(&format!("{name}_sum"), labels, Seconds::of_ms(ages.sum_ms()));
         self.sample(&format!("{name}_count"), labels, count);
+    }
+
+    pub(crate) fn into_text(self) -> String {
+        self.text
     }
 
     fn line(&mut self, line: fmt::Arguments<'_>) {

@@ -49,7 +49,6 @@ struct Phases {
 }
 
 impl ServerEvents {
-    #[cfg(feature = "admin")]
     pub(crate) fn be_quiet(&self) {
         self.quiet.store(true, Ordering::Relaxed);
     }

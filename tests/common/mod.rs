@@ -1,6 +1,8 @@
 //! What the integration tests share: servers on a port of their own, and waiting with a deadline.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+#[cfg(feature = "admin")]
+pub mod browser;
 pub mod child;
 pub mod exposition;
 pub mod filter;
@@ -8,6 +10,7 @@ pub mod late;
 pub mod load;
 pub mod peer;
 pub mod site;
+pub mod web;
 pub mod world;
 
 use std::fmt::Display;
