@@ -198,7 +198,7 @@ fn nothing_is_told_for_a_connection_or_an_operation() {
             client.read_exact(&mut [0]).expect("an echo");
         }
         // Some end with a reset.
-        if client.local_addr().expect("an address").port() % 2 == 0 {
+        if client.local_addr().expect("an address").port().is_multiple_of(2) {
             socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).expect("set");
         }
     }

@@ -126,7 +126,26 @@ impl Drop for Browser {
         }
         let _ = self.driver.kill();
         let _ = self.driver.wait();
+        self.end_leftover();
         let _ = std::fs::remove_dir_all(&self.profile);
+    }
+}
+
+impl Browser {
+    /// A browser whose driver did not get to ending it, told by its profile.
+    fn end_leftover(&self) {
+        let profile = format!("--user-data-dir={}", self.profile.display());
+        let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        for process in processes {
+            let Some(id) = process.file_name().to_str().and_then(|id| id.parse().ok()) else {
+                continue;
+            };
+            let arguments = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+            if arguments.split(|byte| *byte == 0).any(|it| it == profile.as_bytes()) {
+                // SAFETY: kill(2) touches no memory.
+                unsafe { libc::kill(id, libc::SIGKILL) };
+            }
+        }
     }
 }
 

@@ -37,13 +37,25 @@ pub fn ask(addr: SocketAddr, head: &str) -> io::Result<Reply> {
 pub fn ask_over(stream: &mut (impl Read + Write), head: &str, body: &str) -> io::Result<Reply> {
     stream.write_all(format!("{head}connection: close\r\n\r\n{body}").as_bytes())?;
     let mut text = Vec::new();
-    stream.read_to_end(&mut text)?;
-    let text = String::from_utf8(text).expect("an answer in UTF-8");
-    read(&text).ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, format!("{text:?}")))
+    let mut piece = vec![0; 65_536];
+    loop {
+        let count = stream.read(&mut piece)?;
+        text.extend_from_slice(&piece[..count]);
+        // Some keep the connection open all the same.
+        let whole = std::str::from_utf8(&text).ok().and_then(read);
+        match whole.filter(|(_, is_whole)| *is_whole || count == 0) {
+            Some((reply, _)) => return Ok(reply),
+            None if count > 0 => {}
+            None => {
+                let text = String::from_utf8_lossy(&text);
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("{text:?}")));
+            }
+        }
+    }
 }
 
-/// `None` for what is no whole answer.
-fn read(text: &str) -> Option<Reply> {
+/// An answer, and whether all of it is there; that to a HEAD has no body. `None` for less.
+fn read(text: &str) -> Option<(Reply, bool)> {
     let (head, body) = text.split_once("\r\n\r\n")?;
     let mut lines = head.split("\r\n");
     let status = lines.next()?.strip_prefix("HTTP/1.")?.get(2..5)?.parse().ok()?;
@@ -53,5 +65,6 @@ fn read(text: &str) -> Option<Reply> {
         .collect();
     let reply = Reply { status, headers, body: body.to_owned() };
     let length: usize = reply.header("content-length")?.parse().ok()?;
-    (body.len() == length || body.is_empty()).then_some(reply)
+    let is_whole = body.len() == length;
+    (is_whole || body.is_empty()).then_some((reply, is_whole))
 }
