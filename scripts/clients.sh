@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the real clients that drive the examples in the tests: curl, wrk, h2load, redis-cli,
-# redis-benchmark and redis-server, openssl, and a headless Chromium with its driver. Safe to run again; a test whose
-# client is missing says so and why.
+# redis-benchmark and redis-server, openssl, and a headless Chromium with its driver. Safe to run
+# again; a test whose client is missing says so and why.
 set -euo pipefail
 
 declare -A packages=(

@@ -24,7 +24,7 @@ mod desk;
 mod guard;
 mod pages;
 
-/// Where the admin listener is, and what it may do; see [`Server::admin`].
+/// Where the admin listener is, and what it may do; see [`Server::admin`]. Feature `admin`.
 ///
 /// # Examples
 ///
@@ -141,12 +141,13 @@ impl From<String> for Admin {
 }
 
 impl Server {
-    /// Serves metrics, probes and the inspector over HTTP, at an address of its own.
+    /// Serves metrics, probes and the inspector over HTTP, at an address of its own. Feature
+    /// `admin`.
     ///
     /// | request | answer |
     /// |---|---|
     /// | `GET /metrics` | [`Stats::to_prometheus`](crate::Stats::to_prometheus) |
-    /// | `GET /healthz` | 200, or 503 while a task keeps a core for 10 s ([`Admin::unhealthy_after`]) |
+    /// | `GET /healthz` | 200; 503 while a task keeps a core ([`Admin::unhealthy_after`]) |
     /// | `GET /readyz` | 200 while [`Handle::is_ready`], else 503 |
     /// | `GET /connections` | [`Handle::connections`], as JSON, or as a page for a browser |
     /// | `POST /drain` | begins a drain, if [`Admin::allow_drain`] is on |
@@ -154,7 +155,8 @@ impl Server {
     ///
     /// It has a thread of its own and answers while the cores are stuck and during a drain, until
     /// the last core has ended. It takes 16 connections, of which idle ones make room for others,
-    /// and each request has to come, and its answer to leave, within some seconds.
+    /// and each request has to come, and its answer to leave, within some seconds; the settings of
+    /// the server do not concern it. Stalls are not known where `SLIPRING_STALL_MS` is 0.
     ///
     /// # Examples
     ///
@@ -179,6 +181,7 @@ impl Server {
 
 impl Running {
     /// Where the admin listener is, with the port that the kernel chose; `None` if there is none.
+    /// Feature `admin`.
     #[must_use]
     pub fn admin_addr(&self) -> Option<ListenAddr> {
         self.admin.as_ref().and_then(|admin| admin.local_addrs().first().cloned())

@@ -138,7 +138,7 @@ pub(crate) struct Core {
     /// How long it has spun in all.
     pub(crate) spun_ns: u64,
     #[cfg(feature = "tracing")]
-    pub(crate) events: crate::trace::CoreEvents,
+    pub(crate) events: RefCell<crate::trace::CoreEvents>,
 }
 
 impl Core {

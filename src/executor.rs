@@ -409,7 +409,7 @@ impl Core {
     /// Code that was spawned there, or given to the server there, has panicked.
     pub(crate) fn count_panic(&mut self, _place: Place) {
         self.counters.panics.add(1);
-        traced!(self.events.panicked = Some(_place));
+        traced!(self.events.get_mut().panicked = Some(_place));
     }
 
     fn finish_task(&mut self, id: Id, scope: Scope, body: Body) {

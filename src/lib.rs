@@ -147,6 +147,12 @@ pub use stalls::Stall;
 pub use stats::{CoreStats, Stats};
 pub use stop::StopMethod;
 
+/// Compiles the examples of the guide to observability.
+#[cfg(all(doctest, feature = "admin"))]
+#[doc = include_str!("../docs/observability.md")]
+#[derive(Debug)]
+pub struct Observability;
+
 /// Compiles the README's example.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -240,7 +240,7 @@ impl Core {
             Err(Errno(libc::EINTR | libc::EAGAIN | libc::ECANCELED)) => {}
             Err(Errno(errno)) => {
                 self.counters.accept_errors.add(1);
-                traced!(self.events.accept_failed = (index, errno));
+                traced!(self.events.get_mut().accept_failed = (index, errno));
                 if !PEERS_FAULT.contains(&errno) {
                     self.back_off(index);
                 }

@@ -3,7 +3,7 @@
 //! All events have the target `slipring`. None is told for each operation or connection, and what
 //! comes and goes is told when it begins and when it has been over for a second. Levels: an error
 //! is a bug, of whomever, or means that something was lost; a warning says that somebody may have
-//! to do something; information is what a log of a quiet day consists of; the rest is for debugging.
+//! to do something; information is what the log of a quiet day has; the rest is for debugging.
 //! `docs/observability.md` lists them all.
 //!
 //! A subscriber is anyone's code: it runs when nobody has the core borrowed, and what it panics
@@ -36,7 +36,7 @@ use event;
 /// What a server tells as a whole.
 #[derive(Debug, Default)]
 pub(crate) struct ServerEvents {
-    /// It is a part of another server, and tells only what is wrong.
+    /// It is the admin listener of another server, and tells only its failure.
     quiet: AtomicBool,
     phases: Mutex<Phases>,
 }
@@ -130,16 +130,17 @@ impl ServerEvents {
 
     /// A core has ended. `all` is the account of the server if it was the last one.
     pub(crate) fn core_ended(&self, control: &Control, core: usize, report: &CoreReport) {
-        let stats = &report.stats;
-        let cpu = report.cpu;
-        guarded(|| {
-            if let Some(error) = &report.failure {
-                event!(ERROR, core, cpu, error = %error, "core failed");
-            }
-            if stats.leaked_operations > 0 {
-                event!(ERROR, core, count = stats.leaked_operations, "operations leaked");
-            }
-        });
+        let (stats, cpu) = (&report.stats, report.cpu);
+        if let Some(error) = report.failure.as_deref() {
+            guarded(|| match self.is_quiet() {
+                false => event!(ERROR, core, cpu, error, "core failed"),
+                true => event!(ERROR, error, "admin listener failed"),
+            });
+        }
+        if stats.leaked_operations > 0 {
+            let count = stats.leaked_operations;
+            self.say(|| event!(ERROR, core, count, "operations leaked"));
+        }
         let alone = control.deadline_ns() == u64::MAX;
         if alone && report.failure.is_none() {
             self.say(|| {
@@ -176,7 +177,7 @@ impl ServerEvents {
         for (core, report) in report.cores().iter().enumerate() {
             let Some(running) = report.stuck.as_deref() else { continue };
             let (cpu, connections) = (report.cpu, report.stats.live);
-            guarded(|| event!(ERROR, core, cpu, running, connections, "core did not answer"));
+            self.say(|| event!(ERROR, core, cpu, running, connections, "core did not answer"));
         }
     }
 

@@ -142,6 +142,24 @@ fn counters_only_grow_under_load_and_up_to_the_end() {
     assert!(down.into_iter().all(|(_, value)| value == 1.0), "the drain's end is seen too");
 }
 
+#[test]
+fn the_documented_metrics_are_those_there_are() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/observability.md");
+    let docs = std::fs::read_to_string(path).expect("the guide");
+    let is_part = |letter: char| letter.is_ascii_lowercase() || letter == '_';
+    let starts = docs.match_indices("slipring_").map(|(at, _)| &docs[at..]);
+    let names = starts.map(|rest| rest.split(|letter| !is_part(letter)).next().expect("a name"));
+    // The prefix by itself, and what only the admin listener's page has.
+    let names = names.filter(|name| *name != "slipring_" && !name.starts_with("slipring_admin_"));
+    let family = |name: &str| {
+        let of_histogram = ["_bucket", "_count", "_sum"];
+        of_histogram.iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name).to_owned()
+    };
+    let documented: std::collections::BTreeSet<String> = names.map(family).collect();
+    let there: std::collections::BTreeSet<_> = NAMES.iter().map(|it| it.0.to_owned()).collect();
+    assert_eq!(documented, there);
+}
+
 fn assert_grown(before: &Page, after: &Page) {
     for (series, value) in before.counters() {
         let now = after.get(series).unwrap_or_else(|| panic!("{series:?} has gone"));

@@ -114,12 +114,13 @@ impl CoreCell {
             return;
         }
         let waiting = {
-            let core = &mut *self.borrow_mut();
-            let mut events = std::mem::take(&mut core.events);
-            events.look(core);
-            let waiting = std::mem::take(&mut events.waiting);
-            core.events = events;
-            waiting
+            let core = self.borrow_mut();
+            if core.control.events.is_quiet() {
+                return;
+            }
+            let mut events = core.events.borrow_mut();
+            events.look(&core);
+            std::mem::take(&mut events.waiting)
         };
         for event in waiting {
             guarded(event);
@@ -139,13 +140,6 @@ impl CoreEvents {
         self.waiting.push(Box::new(event));
     }
 
-    /// As [`CoreEvents::say`], for what is no fault.
-    fn inform(&mut self, core: &Core, event: impl FnOnce() + 'static) {
-        if !core.control.events.is_quiet() {
-            self.say(event);
-        }
-    }
-
     fn look_at_phase(&mut self, core: &Core) {
         let (index, now) = (core.info.index, core.drain.phase());
         let before = std::mem::replace(&mut self.seen.phase, now);
@@ -155,7 +149,7 @@ impl CoreEvents {
         let (connections, tasks) = (core.table.len(), core.tasks.waited_for());
         let new = Phase::ALL.into_iter().filter(|it| *it > before && *it <= now);
         for phase in new.filter(|phase| core.drain.has_entered(*phase)) {
-            self.inform(core, move || {
+            self.say(move || {
                 let phase = phase.as_str();
                 event!(DEBUG, core = index, phase, connections, tasks, "core's drain phase");
             });
@@ -206,7 +200,7 @@ impl CoreEvents {
                 let error = io::Error::from_raw_os_error(errno);
                 self.say(move || event!(WARN, core = index, address, %error, "accept fails"));
             }
-            Some(Edge::Ends { lasted_ms, count }) => self.inform(core, move || {
+            Some(Edge::Ends { lasted_ms, count }) => self.say(move || {
                 event!(INFO, core = index, lasted_ms, errors = count, "accept works again");
             }),
             None => {}
@@ -227,7 +221,7 @@ impl CoreEvents {
             Some(Edge::Begins) => {
                 self.say(move || event!(WARN, core = index, connections, "overload begins"));
             }
-            Some(Edge::Ends { lasted_ms, count }) => self.inform(core, move || {
+            Some(Edge::Ends { lasted_ms, count }) => self.say(move || {
                 event!(INFO, core = index, lasted_ms, rejected = count, "overload has ended");
             }),
             None => {}
@@ -238,7 +232,7 @@ impl CoreEvents {
             Some(Edge::Begins) => {
                 self.say(move || event!(WARN, core = index, connections, "eviction begins"));
             }
-            Some(Edge::Ends { lasted_ms, count }) => self.inform(core, move || {
+            Some(Edge::Ends { lasted_ms, count }) => self.say(move || {
                 event!(INFO, core = index, lasted_ms, evicted = count, "eviction has ended");
             }),
             None => {}
@@ -252,7 +246,7 @@ impl CoreEvents {
             Some(Edge::Begins) => {
                 self.say(move || event!(WARN, core = index, bytes, "memory limit reached"));
             }
-            Some(Edge::Ends { lasted_ms, count }) => self.inform(core, move || {
+            Some(Edge::Ends { lasted_ms, count }) => self.say(move || {
                 event!(INFO, core = index, lasted_ms, pauses = count, "memory limit left");
             }),
             None => {}
