@@ -162,7 +162,7 @@ pub(crate) struct Page {
 impl Page {
     /// Begins a metric, whose samples follow.
     pub(crate) fn family(&mut self, name: &str, kind: Kind, help: &str) {
-        let help = help.trim().replace('\\', "\\\\").replace('\n', "\\n");
+        let help = plain(help.trim()).replace('\\', "\\\\").replace('\n', "\\n");
         self.line(format_args!("# HELP {PREFIX}{name} {help}"));
         self.line(format_args!("# TYPE {PREFIX}{name} {}", kind.as_str()));
     }
@@ -199,6 +199,21 @@ impl Page {
         // Writing to a String does not fail.
         let _ = writeln!(self.text, "{line}");
     }
+}
+
+/// A documentation's text without the targets of its links.
+fn plain(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, link)) = rest.split_once('[')
+        && let Some((name, after)) = link.split_once("](")
+        && let Some((_, after)) = after.split_once(')')
+    {
+        plain.push_str(before);
+        plain.push_str(name);
+        rest = after;
+    }
+    plain + rest
 }
 
 /// A label's value as it stands between its quotation marks.
@@ -299,6 +314,12 @@ mod tests {
             "# HELP slipring_x a \\\\ in\\ntwo \"lines\"\n# TYPE slipring_x gauge\n\
              slipring_x{y=\"a \\\\ in\\ntwo \\\"lines\\\"\"} 1\n"
         );
+    }
+
+    #[test]
+    fn a_help_has_no_links() {
+        assert_eq!(plain("a [`b`](crate::b), [c](d)."), "a `b`, c.");
+        assert_eq!(plain("[a] b, [0, 1)"), "[a] b, [0, 1)");
     }
 
     #[test]

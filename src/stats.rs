@@ -124,7 +124,24 @@ counters! {
     moved_out sum "connections_moved_out_total",
     /// Connections that other cores have moved here.
     moved_in sum "connections_moved_in_total",
-    /// Connections in the table now.
+    /// Outbound connections established ([`net::connect`](crate::net::connect)).
+    connected sum "outbound_connections_total",
+    /// Attempts to connect begun, one for each address tried. Each is established, or counts in
+    /// exactly one of the counters below, or is still `connecting`.
+    connects sum "outbound_attempts_total",
+    /// Attempts under way now.
+    connecting sum "outbound_attempts",
+    /// Attempts that met nobody who listens.
+    connects_refused sum "outbound_attempts_refused_total",
+    /// Attempts that found no way to the address.
+    connects_unreachable sum "outbound_attempts_unreachable_total",
+    /// Attempts that had no answer in time, such as `SLIPRING_CONNECT_MS`.
+    connects_timed_out sum "outbound_attempts_timed_out_total",
+    /// Attempts that failed for another reason, such as no place, descriptor or port.
+    connects_failed sum "outbound_attempts_failed_total",
+    /// Attempts that were given up, or lost the race against another address.
+    connects_cancelled sum "outbound_attempts_cancelled_total",
+    /// Connections in the table now, accepted and outbound ones.
     live sum "connections",
     /// Tasks alive now, the connections' handlers included.
     tasks sum "tasks",
@@ -270,6 +287,22 @@ impl CoreStats {
         let mut total = cores.next().copied().unwrap_or_default();
         cores.for_each(|core| total.merge(core));
         total
+    }
+
+    /// Attempts to connect that have come to nothing, of all classes.
+    pub(crate) fn connects_failed_total(&self) -> u64 {
+        self.connect_failures().into_iter().map(|(_, count)| count).sum()
+    }
+
+    /// The same by class.
+    pub(crate) fn connect_failures(&self) -> [(&'static str, u64); 5] {
+        [
+            ("refused", self.connects_refused),
+            ("unreachable", self.connects_unreachable),
+            ("timed_out", self.connects_timed_out),
+            ("failed", self.connects_failed),
+            ("cancelled", self.connects_cancelled),
+        ]
     }
 
     fn to_json(self) -> String {

@@ -4,6 +4,7 @@
 #[cfg(feature = "admin")]
 pub mod browser;
 pub mod child;
+pub mod client;
 pub mod exposition;
 pub mod filter;
 pub mod late;
