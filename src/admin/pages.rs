@@ -71,6 +71,6 @@ const INDEX_POLICY: &str = "default-src 'none'; \
     style-src 'sha256-B9LZH30/Hh0DfLmuwLqXq6y5RIzjXDIbpg0qf2L7Zyg='; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 const CONNECTIONS_POLICY: &str = "default-src 'none'; connect-src 'self'; \
-    script-src 'sha256-mkpwq6RyvVNOKmFvjFE2YmNcIzSw91NPDaOeCMMToL8='; \
+    script-src 'sha256-LuD9aPzt/m4XZdzB9X43J7TP0xvYBUYdNwH+oaZYt7U='; \
     style-src 'sha256-LfPTKMxLBTsGwr9fnpLHW9lWNicCOvI9P11bxKoUQMA='; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
