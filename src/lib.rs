@@ -34,6 +34,18 @@
 #![deny(rust_2018_idioms)]
 #![doc(test(attr(deny(warnings), allow(dead_code, unused_imports, unused_variables))))]
 
+/// Compiles a statement only with the feature `tracing`.
+macro_rules! traced {
+    ($($statement:tt)+) => {
+        #[cfg(feature = "tracing")]
+        {
+            $($statement)+;
+        }
+    };
+}
+
+#[cfg(feature = "admin")]
+mod admin;
 mod audit;
 mod balance;
 mod bind;
@@ -82,6 +94,7 @@ mod per_ip;
 mod post;
 mod preflight;
 mod pressure;
+mod prometheus;
 mod reason;
 mod receive;
 mod refusal;
@@ -110,11 +123,15 @@ pub mod time;
 #[cfg(feature = "rustls")]
 pub mod tls;
 mod token;
+#[cfg(feature = "tracing")]
+mod trace;
 mod walk;
 mod watchdog;
 mod wheel;
 
 // The public interface is:
+#[cfg(feature = "admin")]
+pub use admin::Admin;
 pub use bind::ListenAddr;
 pub use buf::{Chunk, SendBuf};
 pub use census::{Ages, Census};
@@ -134,6 +151,12 @@ pub use split::{ReadHalf, WriteHalf};
 pub use stalls::Stall;
 pub use stats::{CoreStats, Stats};
 pub use stop::StopMethod;
+
+/// Compiles the examples of the guide to observability.
+#[cfg(all(doctest, feature = "admin"))]
+#[doc = include_str!("../docs/observability.md")]
+#[derive(Debug)]
+pub struct Observability;
 
 /// Compiles the README's example.
 #[cfg(doctest)]
