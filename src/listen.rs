@@ -121,6 +121,12 @@ impl Listener {
         matches!(self.accept, Accept::BackingOff(_))
     }
 
+    /// Whether it waits for a place.
+    #[cfg(feature = "tracing")]
+    pub(crate) fn is_full(&self) -> bool {
+        self.accept == Accept::Full
+    }
+
     /// The socket, to be closed by whoever takes it.
     pub(crate) fn take_socket(&mut self) -> Option<Socket> {
         self.socket.take()
@@ -234,6 +240,7 @@ impl Core {
             Err(Errno(libc::EINTR | libc::EAGAIN | libc::ECANCELED)) => {}
             Err(Errno(errno)) => {
                 self.counters.accept_errors.add(1);
+                traced!(self.events.get_mut().accept_failed = (index, errno));
                 if !PEERS_FAULT.contains(&errno) {
                     self.back_off(index);
                 }

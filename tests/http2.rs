@@ -311,13 +311,8 @@ fn a_flood_of_continuations_or_pings_is_bounded() {
             since.elapsed()
         );
         assert!(sent < 64 * MB, "they go on and on");
-        let queued: u64 = running
-            .handle()
-            .connections()
-            .expect("a list")
-            .iter()
-            .map(|it| it.bytes_queued)
-            .sum();
+        let queued: u64 =
+            running.handle().connections().expect("a list").iter().map(|it| it.bytes_queued).sum();
         assert!(queued < 2 * MB as u64, "{queued} bytes are queued");
         drop(frames);
     }

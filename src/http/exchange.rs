@@ -97,6 +97,10 @@ impl Exchange {
         }
     }
 
+    pub(super) fn is_amid_message(&self) -> bool {
+        self.unfinished.get()
+    }
+
     /// Some has come, or is waited for.
     pub(super) fn has_asked(&self, comes: bool) {
         self.asked.set(!comes);

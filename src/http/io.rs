@@ -69,9 +69,19 @@ impl<T: Transport> HttpIo<T> {
         buf: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
         self.exchange.asks();
+        let amid_message = self.exchange.is_amid_message();
         let polled = Pin::new(&mut self.transport).poll_read(cx, buf);
         self.exchange.has_asked(polled.is_ready());
-        polled
+        match polled {
+            // TLS clients may leave without a word where nothing can be missing (RFC 9112,
+            // section 9.8).
+            Poll::Ready(Err(error))
+                if error.kind() == io::ErrorKind::UnexpectedEof && !amid_message =>
+            {
+                Poll::Ready(Ok(()))
+            }
+            polled => polled,
+        }
     }
 }
 
