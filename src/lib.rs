@@ -34,6 +34,7 @@
 #![deny(rust_2018_idioms)]
 #![doc(test(attr(deny(warnings), allow(dead_code, unused_imports, unused_variables))))]
 
+mod adopt;
 mod audit;
 mod balance;
 mod bind;
@@ -83,6 +84,7 @@ mod refuse;
 mod report;
 mod send;
 mod server;
+mod share;
 mod shutdown;
 mod signals;
 #[cfg(test)]
@@ -95,6 +97,8 @@ mod stalls;
 mod stats;
 mod stop;
 mod sys;
+#[cfg(feature = "systemd")]
+pub mod systemd;
 mod table;
 pub mod task;
 pub mod time;

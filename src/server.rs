@@ -8,20 +8,20 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::panic::Location;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::bind::{Hook, ListenAddr, bind};
+use crate::adopt::adopt;
+use crate::bind::{Bound, Hook, ListenAddr, bind};
 use crate::caps::Places;
 use crate::config::{Balance, Config, Settings};
 use crate::conn::{self, Connection};
 use crate::control::{Belongings, Control, Seat};
-use crate::crew::{Crew, Seed, Share};
+use crate::crew::{Crew, Seed};
 use crate::error::{Error, ErrorKind, Result};
-use crate::group::Group;
 use crate::handle::Handle;
 use crate::hooks::Hook as DrainHook;
 use crate::listen::Handler;
@@ -30,10 +30,10 @@ use crate::post::{CoreBell, PostBox};
 use crate::preflight;
 use crate::refuse::REFUSED_MAX;
 use crate::report::DrainReport;
+use crate::share::Shares;
 use crate::signals::Signals;
 use crate::spin::SpinState;
 use crate::stats::Counters;
-use crate::stop::Membership;
 use crate::sys::affinity;
 use crate::sys::limits;
 use crate::sys::place::Place;
@@ -72,11 +72,20 @@ pub struct Server {
     signals: bool,
     pub(crate) hooks: Vec<DrainHook>,
     pub(crate) on_stall: Option<Arc<StallHook>>,
+    #[cfg(feature = "systemd")]
+    pub(crate) on_notify_error: Option<Arc<crate::systemd::NotifyHook>>,
 }
 
 struct Endpoint {
-    addr: String,
+    at: At,
     maker: Maker,
+}
+
+/// What an endpoint listens on.
+enum At {
+    Address(String),
+    /// Sockets that listen already.
+    Sockets(Vec<OwnedFd>),
 }
 
 /// What each core makes its share of an address with.
@@ -111,6 +120,8 @@ impl Server {
             signals: false,
             hooks: Vec::new(),
             on_stall: None,
+            #[cfg(feature = "systemd")]
+            on_notify_error: None,
         }
     }
 
@@ -123,7 +134,7 @@ impl Server {
         F: Future<Output = Result<()>> + 'static,
     {
         let handler = Arc::new(handler);
-        self.endpoint(addr.into(), move |_| {
+        self.endpoint(At::Address(addr.into()), move |_| {
             let handler = Arc::clone(&handler);
             conn::handler(move |conn| handler(conn))
         })
@@ -159,7 +170,7 @@ impl Server {
         H: Fn(Connection) -> F + 'static,
         F: Future<Output = Result<()>> + 'static,
     {
-        self.endpoint(addr.into(), move |core| conn::handler(make(core)))
+        self.endpoint(At::Address(addr.into()), move |core| conn::handler(make(core)))
     }
 
     /// Asks silent peers of the address listed last for a sign of life, with a frame that the
@@ -231,12 +242,12 @@ impl Server {
     ///
     /// # Kernel
     /// Needs Linux 6.1.
-    pub fn start(self) -> Result<Running> {
+    pub fn start(mut self) -> Result<Running> {
         let mut settings = self.config.settings()?;
         let cpus = self.choose_cpus()?;
         let cores = cpus.len();
         self.check_places(&settings, cores)?;
-        machine::ensure_nofile(descriptors_needed(&settings, cores, self.endpoints.len()))?;
+        machine::ensure_nofile(descriptors_needed(&settings, cores, self.listeners()))?;
         let facts = Facts::read();
         let quota = facts.quota_cpus;
         let pin = machine::pins(settings.pin, quota, cores);
@@ -250,11 +261,10 @@ impl Server {
         }
 
         preflight::check()?;
+        #[cfg(feature = "systemd")]
+        let herald = crate::systemd::prepare(self.on_notify_error.take())?;
 
-        let mut bound = Vec::with_capacity(self.endpoints.len());
-        for addr in self.addresses()? {
-            bound.push(bind(&addr, cores, &settings, self.before_bind.as_deref())?);
-        }
+        let mut bound = self.bind_all(cores, &settings)?;
 
         let (control, bells) = seats(&cpus, spin)?;
         let drain_within = Duration::from_millis(settings.drain_ms);
@@ -282,51 +292,50 @@ impl Server {
         crew.all_ready()?;
         let signals = self.signals.then(|| Signals::install(&control, drain_within)).transpose()?;
 
-        for bound in &mut bound {
+        for (_, bound) in &mut bound {
             bound.listen()?;
         }
-        let addrs: Vec<_> = bound.iter().map(|bound| bound.addr.clone()).collect();
-        control.set_addrs(addrs.clone());
-        let files = bound.iter_mut().filter_map(|bound| bound.file.take()).collect();
-        let mut shares: Vec<Vec<Share>> = (0..cores).map(|_| Vec::new()).collect();
-        for bound in bound {
-            let is_tcp = matches!(bound.addr, ListenAddr::Tcp(_));
-            let by_cpu = (settings.balance == Balance::Cpu).then(|| cpus.clone());
-            let group = is_tcp.then(|| Arc::new(Group::new(cores, by_cpu)));
-            if let (Some(group), Some(socket)) = (&group, bound.sockets.first()) {
-                group
-                    .begin(socket.as_fd())
-                    .map_err(|error| Error::os(format!("steer {} by CPU", bound.addr), error))?;
-            }
-            for (core, socket) in bound.sockets.into_iter().enumerate() {
-                let group = group.clone();
-                shares[core].push((socket, group.map(|group| Membership { group, core })));
-            }
-        }
+        let addrs: Vec<_> = bound.iter().map(|(_, bound)| bound.addr.clone()).collect();
+        let files = bound.iter_mut().filter_map(|(_, bound)| bound.file.take()).collect();
+        let by_cpu = (settings.balance == Balance::Cpu).then_some(&cpus[..]);
+        let shares = Shares::deal(bound, cores, by_cpu)?;
+        control.set_listeners(shares.addrs, shares.kept);
         let hook = self.on_stall.filter(|_| settings.stall_ms > 0);
         let watchdog = hook.map(|hook| watchdog::start(&control, hook, settings.stall_ms));
-        let watchdog = watchdog.transpose()?;
+        let beside = watchdog.transpose()?.into_iter().collect();
         control.keep(Belongings { signals, files });
-        let threads = crew.go(shares);
+        let threads = crew.go(shares.cores);
         let handle = Handle::new(control, drain_within);
-        Ok(Running { handle, threads, watchdog, addrs })
+        let running = Running { handle, threads, beside, addrs };
+        #[cfg(feature = "systemd")]
+        let running = crate::systemd::accompany(running, herald)?;
+        Ok(running)
     }
 
     #[track_caller]
-    fn endpoint<M>(mut self, addr: String, make: M) -> Server
+    pub(crate) fn endpoint_on<M>(self, sockets: Vec<OwnedFd>, make: M) -> Server
+    where
+        M: Fn(&CoreInfo) -> Handler + Send + Sync + 'static,
+    {
+        self.endpoint(At::Sockets(sockets), make)
+    }
+
+    #[track_caller]
+    fn endpoint<M>(mut self, at: At, make: M) -> Server
     where
         M: Fn(&CoreInfo) -> Handler + Send + Sync + 'static,
     {
         let maker = Maker { make: Arc::new(make), place: Location::caller(), heartbeat: None };
-        self.endpoints.push(Endpoint { addr, maker });
+        self.endpoints.push(Endpoint { at, maker });
         self
     }
 
-    /// The addresses, each once.
-    fn addresses(&self) -> Result<Vec<ListenAddr>> {
+    /// What each endpoint listens on, with its number: every address once, and all or nothing.
+    fn bind_all(&mut self, cores: usize, settings: &Settings) -> Result<Vec<(usize, Bound)>> {
         let mut addrs = Vec::with_capacity(self.endpoints.len());
         for endpoint in &self.endpoints {
-            let addr = ListenAddr::parse(&endpoint.addr)?;
+            let At::Address(text) = &endpoint.at else { continue };
+            let addr = ListenAddr::parse(text)?;
             let any_port = matches!(addr, ListenAddr::Tcp(tcp) if tcp.port() == 0);
             if !any_port && addrs.contains(&addr) {
                 return Err(Error::new(ErrorKind::AddressInUse, format!("bind {addr}"))
@@ -334,12 +343,30 @@ impl Server {
             }
             addrs.push(addr);
         }
-        Ok(addrs)
+        let (mut all, mut addrs) = (Vec::with_capacity(self.endpoints.len()), addrs.iter());
+        for (index, endpoint) in self.endpoints.iter_mut().enumerate() {
+            if let At::Sockets(fds) = &mut endpoint.at {
+                let adopted = adopt(std::mem::take(fds), cores, settings)?;
+                all.extend(adopted.into_iter().map(|bound| (index, bound)));
+            } else if let Some(addr) = addrs.next() {
+                all.push((index, bind(addr, cores, settings, self.before_bind.as_deref())?));
+            }
+        }
+        Ok(all)
+    }
+
+    /// How many listeners each core has at most.
+    fn listeners(&self) -> usize {
+        let listeners = |endpoint: &Endpoint| match &endpoint.at {
+            At::Address(_) => 1,
+            At::Sockets(fds) => fds.len(),
+        };
+        self.endpoints.iter().map(listeners).sum()
     }
 
     /// A listener keeps a place for the connection that it waits for.
     fn check_places(&self, settings: &Settings, cores: usize) -> Result<()> {
-        let (max, addresses) = (settings.connections_max, self.endpoints.len());
+        let (max, addresses) = (settings.connections_max, self.listeners());
         if cores * addresses <= max {
             return Ok(());
         }
@@ -370,7 +397,11 @@ impl Server {
 
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let addrs: Vec<&str> = self.endpoints.iter().map(|e| e.addr.as_str()).collect();
+        let addrs = self.endpoints.iter().map(|endpoint| match &endpoint.at {
+            At::Address(addr) => addr.clone(),
+            At::Sockets(fds) => format!("{fds:?}"),
+        });
+        let addrs: Vec<String> = addrs.collect();
         f.debug_struct("Server").field("listen", &addrs).finish_non_exhaustive()
     }
 }
@@ -379,9 +410,10 @@ impl fmt::Debug for Server {
 /// drained.
 #[derive(Debug)]
 pub struct Running {
-    handle: Handle,
+    pub(crate) handle: Handle,
     threads: Vec<JoinHandle<()>>,
-    watchdog: Option<JoinHandle<()>>,
+    /// Those that watch and tell.
+    pub(crate) beside: Vec<JoinHandle<()>>,
     addrs: Vec<ListenAddr>,
 }
 
@@ -392,7 +424,8 @@ impl Running {
         self.handle.clone()
     }
 
-    /// Where it listens, in the order of the `listen` calls, with the ports that the kernel chose.
+    /// Where it listens, in the order of the `listen` calls, with the ports that the kernel chose;
+    /// of sockets that were passed in, each address once.
     #[must_use]
     pub fn local_addrs(&self) -> &[ListenAddr] {
         &self.addrs
@@ -415,9 +448,9 @@ impl Running {
                 join_until(thread, || self.handle.control().is_over());
             }
         }
-        if let Some(watchdog) = self.watchdog {
-            // The hook is anyone's as well.
-            join_until(watchdog, || self.handle.control().is_over());
+        for thread in self.beside {
+            // What they call is anyone's as well.
+            join_until(thread, || self.handle.control().is_over());
         }
         match report.cores().iter().find_map(|core| core.failure.as_ref()) {
             None => Ok(report),

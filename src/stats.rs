@@ -116,6 +116,8 @@ counters! {
     bytes_sent sum,
     /// Bytes that a handler had sent and the kernel had not taken when a connection was ended.
     bytes_abandoned sum,
+    /// Turns of the loop.
+    turns sum,
     /// Calls of `io_uring_enter`.
     enters sum,
     /// Spins before blocking that have found something to do.
@@ -148,6 +150,9 @@ counters! {
     /// Connections that were reset in a listener's queue, as a drain had no time left to take them
     /// or no descriptor.
     queue_abandoned sum,
+    /// Connections left in the queues of sockets that were passed in, for whoever keeps those. Of
+    /// Unix sockets the kernel does not say.
+    queue_left sum,
     /// Connections taken from the listeners' queues after they had stopped accepting.
     queue_taken sum,
     /// Connections on which input came after they had been closed as idle: it was not read.
