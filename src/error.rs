@@ -49,6 +49,8 @@ pub enum ErrorKind {
     TimedOut,
     /// The peer ended the stream before the bytes asked for had come.
     UnexpectedEof,
+    /// The peer broke a protocol that is spoken on the connection, such as HTTP.
+    Protocol,
     /// A bound given by the caller or the configuration was exceeded, such as a line's length.
     TooLong,
     /// The connection, the core or the server has already ended.
@@ -150,7 +152,7 @@ impl From<Error> for io::Error {
             ErrorKind::PeerReset => io::ErrorKind::ConnectionReset,
             ErrorKind::TimedOut | ErrorKind::PeerDead => io::ErrorKind::TimedOut,
             ErrorKind::UnexpectedEof => io::ErrorKind::UnexpectedEof,
-            ErrorKind::TooLong => io::ErrorKind::InvalidData,
+            ErrorKind::TooLong | ErrorKind::Protocol => io::ErrorKind::InvalidData,
             ErrorKind::Closed => io::ErrorKind::NotConnected,
             ErrorKind::Forced => io::ErrorKind::ConnectionAborted,
             ErrorKind::Resource | ErrorKind::Panicked | ErrorKind::Io => {
