@@ -130,8 +130,8 @@ impl Control {
     /// Tells one core to leave, and returns by when.
     ///
     /// # Errors
-    /// Why it has to stay: no other core would be left, or none at a socket that was passed in, whose
-    /// queue nobody would serve.
+    /// Why it has to stay: no other core would be left, or none at a socket that was passed in, and
+    /// nobody would serve its queue.
     pub(crate) fn retire(&self, core: usize, within: Duration) -> Result<u64, String> {
         let mut leaving = self.leaving.lock().unwrap_or_else(|poison| poison.into_inner());
         let stays = |(other, leaves): (usize, &bool)| other != core && !leaves;

@@ -34,7 +34,7 @@ impl Server {
     /// when the server starts.
     ///
     /// * `READY=1` when every core accepts; [`Server::start`] returns after that.
-    /// * `STOPPING=1` when a drain begins, and until its end, each second, `EXTEND_TIMEOUT_USEC=` of
+    /// * `STOPPING=1` when a drain begins, and each second until its end `EXTEND_TIMEOUT_USEC=` of
     ///   what is left of the drain's time and 5 s more, so that a `TimeoutStopSec=` that is shorter
     ///   cuts no drain off.
     /// * `STATUS=` with the phase and the connections that are left.
@@ -43,7 +43,7 @@ impl Server {
     ///   one is kept by a handler it is not sent, and the manager restarts the service in the end.
     ///
     /// It is done by a thread that waits for the manager no longer than a second at a time; no core
-    /// does. What could not be sent after the start is told to `on_error`, once until it works again.
+    /// does. What can't be sent after the start is told to `on_error`, once until it works again.
     ///
     /// # Errors
     /// [`Server::start`] fails with [`ErrorKind::Config`] when a variable is malformed, with

@@ -104,6 +104,11 @@ impl Process {
         }
         panic!("the process has ended without {beginning:?}: {:?}", self.child.wait());
     }
+
+    /// Waits for its end, and returns what it has said since.
+    pub fn rest(&mut self) -> Vec<String> {
+        (&mut self.output).lines().map(|line| line.expect("a line of text")).collect()
+    }
 }
 
 impl Drop for Process {
