@@ -164,9 +164,13 @@ impl From<Error> for io::Error {
 }
 
 impl From<io::Error> for Error {
-    /// An error of a handler's own I/O, so that `?` works on files and foreign sockets too.
+    /// An error of a handler's own I/O, so that `?` works on files and foreign sockets too. One
+    /// that was made from an [`Error`], as the traits of others want it, is that one again.
     fn from(source: io::Error) -> Error {
-        Error::os("handler's i/o", source)
+        match source.downcast::<Error>() {
+            Ok(error) => error,
+            Err(source) => Error::os("handler's i/o", source),
+        }
     }
 }
 
@@ -191,5 +195,15 @@ mod tests {
         assert_eq!(io::Error::from(reset).kind(), io::ErrorKind::ConnectionReset);
         let late = Error::new(ErrorKind::TimedOut, "recv");
         assert_eq!(io::Error::from(late).kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn an_error_comes_back_from_an_io_error_as_it_was() {
+        let forced = Error::new(ErrorKind::Forced, "recv").because("the drain's deadline has come");
+        let text = forced.to_string();
+        let again = Error::from(io::Error::from(forced));
+        assert_eq!((again.kind(), again.to_string()), (ErrorKind::Forced, text));
+        let foreign = Error::from(io::Error::from_raw_os_error(libc::ENOENT));
+        assert_eq!((foreign.kind(), foreign.raw_os_error()), (ErrorKind::Io, Some(libc::ENOENT)));
     }
 }

@@ -13,6 +13,24 @@
 //!   `connection: close`, and HTTP/2 peers get a GOAWAY; what has begun is answered. An idle HTTP/1
 //!   connection ends as any other that is idle.
 //!
+//! An upload that may take longer than `SLIPRING_MESSAGE_MS` needs a handler that says so; the
+//! least rate goes on to hold for it:
+//!
+//! ```
+//! # use hyper::service::service_fn;
+//! # use hyper::{Request, Response};
+//! # use slipring::http::{Http, Incoming};
+//! # use slipring::{Connection, DeadlineKind};
+//! # use std::time::Duration;
+//! # async fn store(_: Request<Incoming>) -> Result<Response<String>, std::convert::Infallible> {
+//! #     Ok(Response::default())
+//! # }
+//! async fn uploads(conn: Connection) -> slipring::Result<()> {
+//!     conn.set_deadline(DeadlineKind::Message, Duration::from_secs(3600))?;
+//!     Http::new().serve(conn, service_fn(store)).await
+//! }
+//! ```
+//!
 //! Services are hyper's, or tower's by way of [`tower`]; they need not be `Send`, so that the
 //! state of a core needs no lock. A request's body is this module's [`Incoming`], which is hyper's,
 //! watched to its end.
@@ -252,9 +270,11 @@ impl Http {
             },
         })
         .await?;
-        let mut io = parts.io;
+        let (mut io, service) = (parts.io, parts.service);
         if exchange.has_switched() {
             exchange.ends();
+            // The connection closes when who goes on with it drops it, whatever is left here.
+            drop((exchange, service));
             return upgraded(io.into_transport(), parts.read_buf).await;
         }
         // All that was to be sent is queued; a layer below may have a farewell of its own.
