@@ -134,6 +134,14 @@ pub use stalls::Stall;
 pub use stats::{CoreStats, Stats};
 pub use stop::StopMethod;
 
+/// Compiles the examples of the documents for those who come from elsewhere.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/from-tokio.md")]
+#[doc = include_str!("../docs/from-go.md")]
+#[doc = include_str!("../docs/from-tokio-uring.md")]
+#[derive(Debug)]
+pub struct Migration;
+
 /// Compiles the README's example.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use common::child::{self, Process, again};
+use common::child::{self, Process, again, example};
 use common::load::{Load, Outcome, answer_one};
 use common::{config, connect, length, limit, not_run, wait_until};
 use slipring::{Connection, ListenAddr, Server, systemd};
@@ -279,18 +279,6 @@ fn the_example_is_activated_by_the_first_connection() {
     let text = server.rest().join("\n");
     assert!(server.child.wait().expect("its end").success(), "{text}");
     assert!(text.contains("books balance") && text.contains("left_open"), "{text}");
-}
-
-/// Where an example is; `cargo test` builds them.
-fn example(name: &str) -> PathBuf {
-    let folder = std::env::var_os("RING_TEST_EXAMPLES").map(PathBuf::from).unwrap_or_else(|| {
-        let this = std::env::current_exe().expect("this executable has a path");
-        // target/PROFILE/deps/this
-        this.ancestors().nth(2).expect("it is in a profile's folder").join("examples")
-    });
-    let path = folder.join(name);
-    assert!(path.exists(), "{} is not there: `cargo build --examples` makes it", path.display());
-    path
 }
 
 /// A service manager's end of `NOTIFY_SOCKET`.
