@@ -24,7 +24,7 @@ check() {
 
 check --lib --tests --examples
 for feature in $features; do
-    own=$(grep -l "^#!\[cfg(feature = \"$feature\")\]" tests/*.rs || true)
+    own=$(grep -lE "^#!\[cfg\(.*feature = \"$feature\"" tests/*.rs || true)
     only=()
     for test in $own; do only+=(--test "$(basename "$test" .rs)"); done
     check --features "$feature" --lib --examples "${only[@]}"
