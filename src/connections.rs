@@ -66,6 +66,26 @@ impl fmt::Display for ConnectionState {
     }
 }
 
+/// Which end has begun a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// The peer: it was accepted.
+    Inbound,
+    /// This one: [`net::connect`](crate::net::connect()) has established it.
+    Outbound,
+}
+
+impl Direction {
+    /// The name as it stands in lists.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Direction::Inbound => "inbound",
+            Direction::Outbound => "outbound",
+        }
+    }
+}
+
 /// One connection at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -76,7 +96,9 @@ pub struct ConnectionInfo {
     pub core: usize,
     /// The peer; `None` on a Unix socket, or when it is gone.
     pub peer: Option<SocketAddr>,
-    /// Where it was accepted.
+    /// Which end has begun it.
+    pub direction: Direction,
+    /// Where it was accepted; `None` for an outbound one.
     pub listener: Option<ListenAddr>,
     /// What it is at.
     pub state: ConnectionState,
@@ -266,6 +288,7 @@ impl ConnectionInfo {
             .string("id", &self.id.to_string())
             .number("core", self.core as u64)
             .raw_or_null("peer", self.peer.map(|peer| text(&peer)))
+            .string("direction", self.direction.as_str())
             .raw_or_null("listener", self.listener.as_ref().map(|addr| text(addr)))
             .string("state", self.state.as_str())
             .raw_or_null("ended", self.ended.map(|reason| quoted(reason.as_str())))
@@ -296,7 +319,10 @@ impl ConnectionInfo {
             self.id.to_string(),
             self.core.to_string(),
             optional(self.peer.map(|peer| peer.to_string())),
-            optional(self.listener.as_ref().map(ListenAddr::to_string)),
+            match self.direction {
+                Direction::Inbound => optional(self.listener.as_ref().map(ListenAddr::to_string)),
+                Direction::Outbound => "(outbound)".to_owned(),
+            },
             state,
             duration(self.age),
             duration(self.without_progress),
@@ -369,6 +395,7 @@ mod tests {
             id: ConnectionId { core: 0, id: Id { index, generation: 1 } },
             core: 0,
             peer: Some(SocketAddr::from(([127, 0, 0, 1], 9000))),
+            direction: Direction::Inbound,
             listener: Some(ListenAddr::Abstract("x\"y".into())),
             state,
             ended: (state == ConnectionState::Ended).then_some(CloseReason::Idle),

@@ -20,6 +20,7 @@ use crate::balance::Pulse;
 use crate::buf::Chunk;
 use crate::caps::Lease;
 use crate::config::Settings;
+use crate::connecting::Outbound;
 use crate::connections::ConnectionInfo;
 use crate::control::Control;
 use crate::deadline::Limits;
@@ -46,6 +47,7 @@ use crate::sys::gather::Gather;
 use crate::table::{Id, Table};
 use crate::task::spawn_task;
 use crate::time::Sleeper;
+use crate::token::Kind;
 use crate::wheel::{TimerKey, Wheel};
 
 /// A core as its tasks share it.
@@ -62,6 +64,7 @@ pub(crate) enum Timer {
     Connection(Id),
     Sleeper(Id),
     Listener(u32),
+    Connect(Id),
     Audit,
     Pressure,
 }
@@ -77,6 +80,7 @@ pub(crate) struct Core {
     pub(crate) pauses: Pauses,
     pub(crate) table: Table<Entry>,
     pub(crate) listeners: Vec<Listener>,
+    pub(crate) outbound: Outbound,
     pub(crate) wheel: Wheel<Timer>,
     pub(crate) sleepers: Table<Sleeper>,
     pub(crate) tasks: Tasks,
@@ -169,6 +173,7 @@ impl Core {
                 pauses: Pauses::new(settings.heartbeat_timeout_ms * NS_PER_MS / 4),
                 table: Table::new(),
                 listeners: Vec::new(),
+                outbound: Outbound::new(),
                 wheel: Wheel::new(now_ms),
                 sleepers: Table::new(),
                 tasks: Tasks::new(Arc::clone(&post)),
@@ -331,6 +336,10 @@ impl Core {
             Outcome::Received(result) => self.on_received(id, last, result),
             Outcome::Sent(result, gather) => self.on_sent(id, result, gather),
             Outcome::Hangup(result) => self.on_hangup(id, result),
+            Outcome::Connected(result) => self.on_connected(id, result),
+            Outcome::Cancelled(result) if token.kind() == Some(Kind::CancelConnect) => {
+                self.on_connect_cancelled(id, result);
+            }
             Outcome::Cancelled(result) if id.index == NO_CONNECTION => {
                 self.on_accept_cancelled(id.generation, result);
             }
@@ -369,6 +378,7 @@ impl Core {
                     }
                 }
                 Timer::Listener(index) => self.accept_again(index),
+                Timer::Connect(id) => self.on_connect_timer(id),
                 Timer::Audit => self.begin_audit(),
                 Timer::Pressure => self.end_rest(),
             }

@@ -156,6 +156,11 @@ impl Drain {
         self.is_draining() && now_ns >= self.force_ns()
     }
 
+    /// Whether it went down as nothing was left to wait for, before its deadline.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.phase == Phase::Down && self.entered_ns[Phase::Force as usize] == 0
+    }
+
     /// The phase that it is time to enter.
     pub(crate) fn due(&self, now_ns: u64, left: Left) -> Option<Phase> {
         let forced = now_ns >= self.force_ns();

@@ -41,6 +41,10 @@ pub enum ErrorKind {
     Unsupported,
     /// A limit of the process or the machine was reached: descriptors, locked memory, threads.
     Resource,
+    /// Nobody listens at the address that was to be connected to.
+    Refused,
+    /// There is no way to the address that was to be connected to, or nobody has it.
+    Unreachable,
     /// The peer reset the connection.
     PeerReset,
     /// The peer has vanished: it answered neither data nor keepalive probes.
@@ -96,6 +100,7 @@ impl Error {
             Some(libc::EPERM | libc::EACCES | libc::ENOSYS | libc::EOPNOTSUPP) => {
                 ErrorKind::Unsupported
             }
+            Some(libc::ECONNREFUSED) => ErrorKind::Refused,
             Some(libc::ECONNRESET | libc::EPIPE) => ErrorKind::PeerReset,
             Some(libc::ETIMEDOUT | libc::EHOSTUNREACH | libc::ENETUNREACH) => ErrorKind::PeerDead,
             _ => ErrorKind::Io,
@@ -108,6 +113,12 @@ impl Error {
     /// Replaces the kind, where the operation knows better than the error number.
     pub(crate) fn with_kind(mut self, kind: ErrorKind) -> Error {
         self.0.kind = kind;
+        self
+    }
+
+    /// Says instead what was being done.
+    pub(crate) fn during(mut self, operation: impl Into<Cow<'static, str>>) -> Error {
+        self.0.operation = operation.into();
         self
     }
 
@@ -149,6 +160,8 @@ impl From<Error> for io::Error {
             ErrorKind::Config | ErrorKind::Misuse => io::ErrorKind::InvalidInput,
             ErrorKind::AddressInUse => io::ErrorKind::AddrInUse,
             ErrorKind::Unsupported => io::ErrorKind::Unsupported,
+            ErrorKind::Refused => io::ErrorKind::ConnectionRefused,
+            ErrorKind::Unreachable => io::ErrorKind::HostUnreachable,
             ErrorKind::PeerReset => io::ErrorKind::ConnectionReset,
             ErrorKind::TimedOut | ErrorKind::PeerDead => io::ErrorKind::TimedOut,
             ErrorKind::UnexpectedEof => io::ErrorKind::UnexpectedEof,

@@ -8,7 +8,7 @@ use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use crate::conn::ConnectionId;
-use crate::connections::{ConnectionInfo, ConnectionState, Connections, SilentCore};
+use crate::connections::{ConnectionInfo, ConnectionState, Connections, Direction, SilentCore};
 use crate::control::Control;
 use crate::core::{Core, CoreCell};
 use crate::driver::Socket;
@@ -236,6 +236,7 @@ impl Core {
             id: ConnectionId { core: self.serial(), id },
             core,
             peer: entry.socket.as_ref().and_then(Socket::peer_addr),
+            direction: if entry.is_outbound() { Direction::Outbound } else { Direction::Inbound },
             listener: self.control.addr(entry.listener),
             state: entry.state(),
             ended: entry.ended,

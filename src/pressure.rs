@@ -179,7 +179,8 @@ impl Core {
                 entry.is_some_and(|it| it.deadlines.output_stuck_ms(now_ms) >= idle_ms)
             };
         }
-        short && entry.is_idle()
+        // Who has connected waits for an answer.
+        short && !entry.is_outbound() && entry.is_idle()
     }
 
     fn evict(&mut self, id: Id) {

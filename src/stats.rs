@@ -104,7 +104,24 @@ counters! {
     moved_out sum,
     /// Connections that other cores have moved here.
     moved_in sum,
-    /// Connections in the table now.
+    /// Outbound connections established ([`net::connect`](crate::net::connect)).
+    connected sum,
+    /// Attempts to connect begun, one for each address tried. Each is established, or counts in
+    /// exactly one of the counters below, or is still `connecting`.
+    connects sum,
+    /// Attempts under way now.
+    connecting sum,
+    /// Attempts that met nobody who listens.
+    connects_refused sum,
+    /// Attempts that found no way to the address.
+    connects_unreachable sum,
+    /// Attempts that had no answer in time, such as `SLIPRING_CONNECT_MS`.
+    connects_timed_out sum,
+    /// Attempts that failed for another reason, such as no place, descriptor or port.
+    connects_failed sum,
+    /// Attempts that were given up, or lost the race against another address.
+    connects_cancelled sum,
+    /// Connections in the table now, accepted and outbound ones.
     live sum,
     /// Tasks alive now, the connections' handlers included.
     tasks sum,
@@ -253,6 +270,22 @@ impl Stats {
 }
 
 impl CoreStats {
+    /// Attempts to connect that have come to nothing, of all classes.
+    pub(crate) fn connects_failed_total(&self) -> u64 {
+        self.connect_failures().into_iter().map(|(_, count)| count).sum()
+    }
+
+    /// The same by class.
+    pub(crate) fn connect_failures(&self) -> [(&'static str, u64); 5] {
+        [
+            ("refused", self.connects_refused),
+            ("unreachable", self.connects_unreachable),
+            ("timed_out", self.connects_timed_out),
+            ("failed", self.connects_failed),
+            ("cancelled", self.connects_cancelled),
+        ]
+    }
+
     fn to_json(self) -> String {
         let mut json = JsonObject::new();
         for (name, value) in self.named() {

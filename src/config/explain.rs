@@ -177,6 +177,11 @@ fn defeated(settings: &Settings) -> Vec<(&'static str, u64, &'static str, u64, &
         ),
         (("SLIPRING_HEARTBEAT_MS", beat_ms), idle, "ends a silent connection before it is asked"),
         (("SLIPRING_HALF_CLOSE_MS", settings.half_close_ms), handler, "ends a busy one first"),
+        (
+            ("SLIPRING_CONNECT_MS", settings.connect_ms),
+            handler,
+            "ends a handler that connects first",
+        ),
         (idle, lifetime, "ends every connection first"),
         (message, lifetime, "ends every connection first"),
         (handler, lifetime, "ends every connection first"),
