@@ -18,7 +18,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::handle::Handle;
 use crate::http::Http;
 use crate::report::DrainReport;
-use crate::server::{Running, Server};
+use crate::running::Running;
+use crate::server::Server;
 
 mod desk;
 mod guard;
