@@ -104,9 +104,9 @@ pub struct ConnectionInfo {
     pub state: ConnectionState,
     /// Why it was ended, in the state [`Ended`](ConnectionState::Ended).
     pub ended: Option<CloseReason>,
-    /// Since it was accepted.
+    /// Since it was accepted or established.
     pub age: Duration,
-    /// Since a byte last went in either direction, or it was accepted.
+    /// Since a byte last went in either direction, or it was accepted or established.
     pub without_progress: Duration,
     /// Received so far.
     pub bytes_in: u64,

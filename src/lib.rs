@@ -120,6 +120,8 @@ mod sys;
 mod table;
 pub mod task;
 pub mod time;
+#[cfg(feature = "rustls")]
+pub mod tls;
 mod token;
 #[cfg(feature = "tracing")]
 mod trace;
@@ -161,3 +163,9 @@ pub struct Observability;
 #[doc = include_str!("../README.md")]
 #[derive(Debug)]
 pub struct Readme;
+
+/// Compiles the examples of docs/tokio.md.
+#[cfg(all(doctest, feature = "tokio-io"))]
+#[doc = include_str!("../docs/tokio.md")]
+#[derive(Debug)]
+pub struct TokioGuide;

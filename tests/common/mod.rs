@@ -5,6 +5,7 @@
 pub mod browser;
 pub mod child;
 pub mod client;
+pub mod example;
 pub mod exposition;
 pub mod filter;
 pub mod late;
