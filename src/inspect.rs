@@ -171,7 +171,7 @@ impl Handle {
 }
 
 /// As [`Handle::connections`], from a task of one of the cores.
-#[cfg(any(test, feature = "admin"))]
+#[cfg_attr(not(any(test, feature = "admin")), expect(dead_code, reason = "the admin listener's"))]
 pub(crate) async fn inspect(control: &Control) -> Connections {
     let inquiry = Inquiry::put(control);
     let mut late = pin!(sleep(PATIENCE));
