@@ -2,9 +2,9 @@
 //! beside `cargo run --release --example echo`, then `nc 127.0.0.1 7001`.
 //!
 //! The upstream is `ip:port`, `unix:/path`, or `host:port` with `--features blocking`; the proxy
-//! listens on `SLIPRING_LISTEN`, or on 127.0.0.1:7001. Bytes go both ways without a copy, a half-close
-//! and a reset are passed on, and a drain lets what is in flight finish. Each connection that fails
-//! is a line on the standard error, and the account comes at the end.
+//! listens on `SLIPRING_LISTEN`, or on 127.0.0.1:7001. Bytes go both ways without a copy, a
+//! half-close and a reset are passed on, and a drain lets what is in flight finish. Each connection
+//! that fails is a line on the standard error, and the account comes at the end.
 
 use std::process::ExitCode;
 use std::sync::Arc;

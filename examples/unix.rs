@@ -1,5 +1,5 @@
-//! A Unix socket from both ends: `cargo run --release --example unix -- unix:/tmp/shout.sock` serves,
-//! and `cargo run --release --example unix -- unix:/tmp/shout.sock "hello"` asks, as does
+//! A Unix socket from both ends: `cargo run --release --example unix -- unix:/tmp/shout.sock`
+//! serves, and `cargo run --release --example unix -- unix:/tmp/shout.sock "hello"` asks, as does
 //! `nc -U /tmp/shout.sock`.
 //!
 //! The server sends each line back in capitals until Ctrl-C or SIGTERM. The client is a server

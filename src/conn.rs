@@ -317,8 +317,7 @@ impl Connection {
     /// Ends the connection with a reset: the peer is to know that it did not get everything.
     /// Output that was not delivered is dropped.
     pub fn abort(self) {
-        let Link { core, id } = self.link();
-        core.borrow_mut().end(*id, CloseReason::Aborted);
+        self.link().abort();
     }
 
     pub(crate) fn read_half(&mut self) -> &mut ReadHalf {
@@ -340,6 +339,11 @@ impl Link {
     /// Takes over the one hold that a new entry counts.
     pub(crate) fn first(core: CoreRef, id: Id) -> Link {
         Link { core, id }
+    }
+
+    /// Ends the connection with a reset.
+    pub(crate) fn abort(&self) {
+        self.core.borrow_mut().end(self.id, CloseReason::Aborted);
     }
 }
 

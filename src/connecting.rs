@@ -358,13 +358,15 @@ impl Core {
 
     /// Whether there is a place on this very core.
     fn has_own_room(&mut self) -> bool {
-        let used = self.places_used();
+        let (held, used) = (self.lease.held(), self.places_used());
         let room = self.lease.room(used);
         if room == Room::ServerFull(true) {
             // Others may hold more than they use.
             self.call_all_cores();
         }
-        self.feel_pressure();
+        if room != Room::Yes || held != self.lease.held() {
+            self.feel_pressure();
+        }
         room == Room::Yes
     }
 }

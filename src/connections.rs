@@ -104,9 +104,9 @@ pub struct ConnectionInfo {
     pub state: ConnectionState,
     /// Why it was ended, in the state [`Ended`](ConnectionState::Ended).
     pub ended: Option<CloseReason>,
-    /// Since it was accepted.
+    /// Since it was accepted or established.
     pub age: Duration,
-    /// Since a byte last went in either direction, or it was accepted.
+    /// Since a byte last went in either direction, or it was accepted or established.
     pub without_progress: Duration,
     /// Received so far.
     pub bytes_in: u64,
@@ -229,6 +229,13 @@ impl Connections {
         self
     }
 
+    /// No more than so many of them, in the order that they have.
+    #[must_use]
+    pub fn first(mut self, count: usize) -> Connections {
+        self.infos.truncate(count);
+        self
+    }
+
     /// The one that was accepted first.
     #[must_use]
     pub fn oldest(&self) -> Option<&ConnectionInfo> {
@@ -239,6 +246,11 @@ impl Connections {
     /// milliseconds.
     #[must_use]
     pub fn to_json(&self) -> String {
+        self.write_to(JsonObject::new()).finish()
+    }
+
+    /// Adds the list to an object.
+    pub(crate) fn write_to(&self, json: JsonObject) -> JsonObject {
         let silent = |silent: &SilentCore| {
             JsonObject::new()
                 .number("core", silent.core as u64)
@@ -246,10 +258,8 @@ impl Connections {
                 .raw_or_null("running", silent.running.map(|place| quoted(&place.to_string())))
                 .finish()
         };
-        JsonObject::new()
-            .raw("connections", &array(self.infos.iter().map(ConnectionInfo::to_json)))
+        json.raw("connections", &array(self.infos.iter().map(ConnectionInfo::to_json)))
             .raw("silent_cores", &array(self.silent.iter().map(silent)))
-            .finish()
     }
 
     fn only(mut self, keep: impl Fn(&ConnectionInfo) -> bool) -> Connections {

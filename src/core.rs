@@ -141,6 +141,8 @@ pub(crate) struct Core {
     pub(crate) spin: Spin,
     /// How long it has spun in all.
     pub(crate) spun_ns: u64,
+    #[cfg(feature = "tracing")]
+    pub(crate) events: RefCell<crate::trace::CoreEvents>,
 }
 
 impl Core {
@@ -214,6 +216,8 @@ impl Core {
                 enter_failures: 0,
                 spin: Spin::new(u64::from(settings.spin_us) * 1_000, now_ns),
                 spun_ns: 0,
+                #[cfg(feature = "tracing")]
+                events: Default::default(),
             }),
         })
     }
@@ -424,9 +428,13 @@ impl CoreCell {
         self.inspect();
         self.advance_drain();
         self.run_tasks();
-        let core = self.borrow_mut();
-        core.publish_counters();
-        Ok(core.drain.phase() != Phase::Down)
+        let is_up = {
+            let core = self.borrow_mut();
+            core.publish_counters();
+            core.drain.phase() != Phase::Down
+        };
+        traced!(self.tell());
+        Ok(is_up)
     }
 
     /// Hears what other threads have sent, up to a budget: whoever sends faster than this reads
@@ -453,7 +461,7 @@ impl CoreCell {
                     let mut refused = false;
                     let spawn = || refused = spawn_task(self, Scope::Core, place, make()).is_err();
                     if !guarded(spawn) {
-                        self.borrow_mut().counters.panics.add(1);
+                        self.borrow_mut().count_panic(place);
                     }
                     self.borrow_mut().counters.tasks_refused.add(refused.into());
                 }

@@ -53,7 +53,7 @@ pub enum ErrorKind {
     TimedOut,
     /// The peer ended the stream before the bytes asked for had come.
     UnexpectedEof,
-    /// The peer broke a protocol that is spoken on the connection, such as HTTP.
+    /// The peer broke a protocol that is spoken on the connection, such as HTTP or TLS.
     Protocol,
     /// A bound given by the caller or the configuration was exceeded, such as a line's length.
     TooLong,
@@ -180,9 +180,20 @@ impl From<io::Error> for Error {
     /// An error of a handler's own I/O, so that `?` works on files and foreign sockets too. One
     /// that was made from an [`Error`], as the traits of others want it, is that one again.
     fn from(source: io::Error) -> Error {
-        match source.downcast::<Error>() {
-            Ok(error) => error,
-            Err(source) => Error::os("handler's i/o", source),
+        let source = match source.downcast::<Error>() {
+            Ok(error) => return error,
+            Err(source) => source,
+        };
+        let kind = match source.kind() {
+            // One of a trait's own, such as that of tokio's `read_exact`, has no error number.
+            io::ErrorKind::UnexpectedEof => Some(ErrorKind::UnexpectedEof),
+            io::ErrorKind::TimedOut if source.raw_os_error().is_none() => Some(ErrorKind::TimedOut),
+            _ => None,
+        };
+        let error = Error::os("handler's i/o", source);
+        match kind {
+            Some(kind) => error.with_kind(kind),
+            None => error,
         }
     }
 }
@@ -218,5 +229,7 @@ mod tests {
         assert_eq!((again.kind(), again.to_string()), (ErrorKind::Forced, text));
         let foreign = Error::from(io::Error::from_raw_os_error(libc::ENOENT));
         assert_eq!((foreign.kind(), foreign.raw_os_error()), (ErrorKind::Io, Some(libc::ENOENT)));
+        let foreign = Error::from(io::Error::from(io::ErrorKind::UnexpectedEof));
+        assert_eq!(foreign.kind(), ErrorKind::UnexpectedEof);
     }
 }

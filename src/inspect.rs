@@ -171,7 +171,7 @@ impl Handle {
 }
 
 /// As [`Handle::connections`], from a task of one of the cores.
-#[cfg_attr(not(test), expect(dead_code, reason = "for an admin endpoint on a core"))]
+#[cfg(any(test, feature = "admin"))]
 pub(crate) async fn inspect(control: &Control) -> Connections {
     let inquiry = Inquiry::put(control);
     let mut late = pin!(sleep(PATIENCE));

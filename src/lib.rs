@@ -34,6 +34,18 @@
 #![deny(rust_2018_idioms)]
 #![doc(test(attr(deny(warnings), allow(dead_code, unused_imports, unused_variables))))]
 
+/// Compiles a statement only with the feature `tracing`.
+macro_rules! traced {
+    ($($statement:tt)+) => {
+        #[cfg(feature = "tracing")]
+        {
+            $($statement)+;
+        }
+    };
+}
+
+#[cfg(feature = "admin")]
+mod admin;
 mod adopt;
 mod audit;
 mod balance;
@@ -83,6 +95,7 @@ mod per_ip;
 mod post;
 mod preflight;
 mod pressure;
+mod prometheus;
 mod reason;
 mod receive;
 mod refusal;
@@ -91,6 +104,7 @@ mod report;
 #[cfg(feature = "hyper")]
 mod requests;
 mod route;
+mod running;
 mod send;
 mod server;
 mod share;
@@ -111,12 +125,18 @@ pub mod systemd;
 mod table;
 pub mod task;
 pub mod time;
+#[cfg(feature = "rustls")]
+pub mod tls;
 mod token;
+#[cfg(feature = "tracing")]
+mod trace;
 mod walk;
 mod watchdog;
 mod wheel;
 
 // The public interface is:
+#[cfg(feature = "admin")]
+pub use admin::Admin;
 pub use bind::ListenAddr;
 pub use buf::{Chunk, SendBuf};
 pub use census::{Ages, Census};
@@ -130,7 +150,8 @@ pub use error::{Error, ErrorKind, Result};
 pub use handle::Handle;
 pub use leftover::TaskCount;
 pub use report::{CloseCounts, CloseReason, CoreReport, DrainReport, PhaseTimes};
-pub use server::{CoreInfo, Running, Server};
+pub use running::Running;
+pub use server::{CoreInfo, Server};
 pub use spin::SpinState;
 pub use split::{ReadHalf, WriteHalf};
 pub use stalls::Stall;
@@ -145,8 +166,20 @@ pub use stop::StopMethod;
 #[derive(Debug)]
 pub struct Migration;
 
+/// Compiles the examples of the guide to observability.
+#[cfg(all(doctest, feature = "admin"))]
+#[doc = include_str!("../docs/observability.md")]
+#[derive(Debug)]
+pub struct Observability;
+
 /// Compiles the README's example.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 #[derive(Debug)]
 pub struct Readme;
+
+/// Compiles the examples of docs/tokio.md.
+#[cfg(all(doctest, feature = "tokio-io"))]
+#[doc = include_str!("../docs/tokio.md")]
+#[derive(Debug)]
+pub struct TokioGuide;

@@ -125,6 +125,12 @@ impl Listener {
         matches!(self.accept, Accept::BackingOff(_))
     }
 
+    /// Whether it waits for a place.
+    #[cfg(feature = "tracing")]
+    pub(crate) fn is_full(&self) -> bool {
+        self.accept == Accept::Full
+    }
+
     /// The socket, to be closed by whoever takes it.
     pub(crate) fn take_socket(&mut self) -> Option<Socket> {
         self.socket.take()
@@ -166,9 +172,7 @@ impl Core {
             let draining = !self.drain.accepts();
             let late = draining && self.drain.is_late(self.now_ns);
             let Listener { receives_once, last_call, .. } = self.listeners[index as usize];
-            // The next process, or the cores that stay, have what is queued.
-            let kept = self.listeners[index as usize].is_kept();
-            let shared = kept || (self.retired && receives_once);
+            let shared = self.is_shared(index);
             if draining && shared && (late || last_call == 0) {
                 // The queue is shared: somebody else serves the rest of it.
                 self.queue_is_empty(index);
@@ -240,6 +244,7 @@ impl Core {
             Err(Errno(libc::EINTR | libc::EAGAIN | libc::ECANCELED)) => {}
             Err(Errno(errno)) => {
                 self.counters.accept_errors.add(1);
+                traced!(self.events.get_mut().accept_failed = (index, errno));
                 if !PEERS_FAULT.contains(&errno) {
                     self.back_off(index);
                 }
@@ -427,10 +432,8 @@ impl Core {
     /// its queue is empty.
     pub(crate) fn stop_accept(&mut self) {
         for index in 0..self.listeners.len() {
-            // A cancelled accept may have taken the only word of a connection for all who share the
-            // queue, so even from one that is kept one is taken.
-            let leaves = self.listeners[index].is_kept() && !self.retired;
-            self.listeners[index].last_call = if leaves { 1 } else { self.settings.backlog };
+            let listener = &mut self.listeners[index];
+            listener.last_call = listener.last_call_of(self.settings.backlog, self.retired);
             match self.listeners[index].accept {
                 Accept::Armed => self.cancel_accept(index as u32),
                 Accept::Cancelling => {}

@@ -40,6 +40,12 @@ impl Pressure {
         (self.places_short > 0 || self.memory_short) && !self.resting
     }
 
+    /// Whether some would have to go, though perhaps nobody can.
+    #[cfg(feature = "tracing")]
+    pub(crate) fn is_felt(&self) -> bool {
+        self.places_short > 0 || self.memory_short
+    }
+
     /// The kernel has let go of so many bytes of one that was told to go.
     pub(crate) fn let_go(&mut self, bytes: usize) {
         self.leaving_bytes -= bytes;

@@ -195,11 +195,7 @@ impl DrainReport {
     /// All cores' counters together.
     #[must_use]
     pub fn total(&self) -> CoreStats {
-        let mut total = CoreStats::default();
-        for core in &self.cores {
-            total.merge(&core.stats);
-        }
-        total
+        CoreStats::total_of(self.cores.iter().map(|core| &core.stats))
     }
 
     /// Whether the books balance, on each core: what was accepted or established was closed, for a
@@ -357,8 +353,8 @@ impl fmt::Display for DrainReport {
         }
         let phases = self.phases();
         f.write_str("phases:")?;
-        for (phase, name) in PHASE_NAMES {
-            write!(f, " {name} {:.1} ms", phases.get(phase).as_secs_f64() * 1e3)?;
+        for phase in &Phase::ALL[1..] {
+            write!(f, " {} {:.1} ms", phase.as_str(), phases.get(*phase).as_secs_f64() * 1e3)?;
         }
         for core in &self.cores {
             core.name_the_left(f)?;
@@ -410,19 +406,11 @@ fn connects_json(total: &CoreStats) -> String {
 
 fn phases_json(phases: &PhaseTimes) -> String {
     let mut json = JsonObject::new();
-    for (phase, name) in PHASE_NAMES {
-        json = json.float(name, phases.get(phase).as_secs_f64() * 1e3);
+    for phase in &Phase::ALL[1..] {
+        json = json.float(phase.as_str(), phases.get(*phase).as_secs_f64() * 1e3);
     }
     json.finish()
 }
-
-const PHASE_NAMES: [(Phase, &str); 5] = [
-    (Phase::LameDuck, "lame_duck"),
-    (Phase::StopAccept, "stop_accept"),
-    (Phase::DrainConnections, "drain_connections"),
-    (Phase::Force, "force"),
-    (Phase::Down, "down"),
-];
 
 #[cfg(test)]
 mod tests {

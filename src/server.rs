@@ -11,9 +11,10 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::panic::Location;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "admin")]
+use crate::admin::Admin;
 use crate::adopt::adopt;
 use crate::bind::{Bound, Hook, ListenAddr, bind};
 use crate::caps::Places;
@@ -30,6 +31,7 @@ use crate::post::{CoreBell, PostBox};
 use crate::preflight;
 use crate::refuse::REFUSED_MAX;
 use crate::report::DrainReport;
+use crate::running::Running;
 use crate::share::Shares;
 use crate::signals::Signals;
 use crate::spin::SpinState;
@@ -37,7 +39,6 @@ use crate::stats::Counters;
 use crate::sys::affinity;
 use crate::sys::limits;
 use crate::sys::place::Place;
-use crate::sys::thread::join_until;
 use crate::sys::wake::EventFd;
 use crate::watchdog::{self, StallHook};
 
@@ -74,6 +75,10 @@ pub struct Server {
     pub(crate) on_stall: Option<Arc<StallHook>>,
     #[cfg(feature = "systemd")]
     pub(crate) on_notify_error: Option<Arc<crate::systemd::NotifyHook>>,
+    /// What its threads are called, if it is a part of another server.
+    pub(crate) part: Option<&'static str>,
+    #[cfg(feature = "admin")]
+    pub(crate) admin: Option<Admin>,
 }
 
 struct Endpoint {
@@ -122,6 +127,9 @@ impl Server {
             on_stall: None,
             #[cfg(feature = "systemd")]
             on_notify_error: None,
+            part: None,
+            #[cfg(feature = "admin")]
+            admin: None,
         }
     }
 
@@ -247,7 +255,10 @@ impl Server {
         let cpus = self.choose_cpus()?;
         let cores = cpus.len();
         self.check_places(&settings, cores)?;
-        machine::ensure_nofile(descriptors_needed(&settings, cores, self.listeners()))?;
+        let needed = descriptors_needed(&settings, cores, self.listeners());
+        #[cfg(feature = "admin")]
+        let needed = needed + self.admin.as_ref().map_or(0, Admin::descriptors);
+        machine::ensure_nofile(needed)?;
         let facts = Facts::read();
         let quota = facts.quota_cpus;
         let pin = machine::pins(settings.pin, quota, cores);
@@ -267,6 +278,9 @@ impl Server {
         let mut bound = self.bind_all(cores, &settings)?;
 
         let (control, bells) = seats(&cpus, spin)?;
+        if self.part.is_some() {
+            traced!(control.events.be_quiet());
+        }
         let drain_within = Duration::from_millis(settings.drain_ms);
         let makers: Vec<Maker> = self.endpoints.iter().map(|e| e.maker.clone()).collect();
         let places =
@@ -287,10 +301,18 @@ impl Server {
                 makers,
                 drain_within,
                 hooks,
+                part: self.part,
             })?;
         }
         crew.all_ready()?;
         let signals = self.signals.then(|| Signals::install(&control, drain_within)).transpose()?;
+
+        #[cfg(feature = "admin")]
+        let (admin, farewell) = self
+            .admin
+            .map(|admin| admin.start(Handle::new(Arc::clone(&control), drain_within)))
+            .transpose()?
+            .unzip();
 
         for (_, bound) in &mut bound {
             bound.listen()?;
@@ -303,10 +325,23 @@ impl Server {
         let hook = self.on_stall.filter(|_| settings.stall_ms > 0);
         let watchdog = hook.map(|hook| watchdog::start(&control, hook, settings.stall_ms));
         let beside = watchdog.transpose()?.into_iter().collect();
-        control.keep(Belongings { signals, files });
+        control.keep(Belongings {
+            signals,
+            files,
+            #[cfg(feature = "admin")]
+            admin: farewell,
+        });
         let threads = crew.go(shares.cores);
+        traced!(control.events.started(&self.config, &addrs, &cpus, pin, spin));
         let handle = Handle::new(control, drain_within);
-        let running = Running { handle, threads, beside, addrs };
+        let running = Running {
+            handle,
+            threads,
+            beside,
+            addrs,
+            #[cfg(feature = "admin")]
+            admin,
+        };
         #[cfg(feature = "systemd")]
         let running = crate::systemd::accompany(running, herald)?;
         Ok(running)
@@ -403,59 +438,6 @@ impl fmt::Debug for Server {
         });
         let addrs: Vec<String> = addrs.collect();
         f.debug_struct("Server").field("listen", &addrs).finish_non_exhaustive()
-    }
-}
-
-/// A server that serves. Dropping it changes nothing for the server, which goes on until it is
-/// drained.
-#[derive(Debug)]
-pub struct Running {
-    pub(crate) handle: Handle,
-    threads: Vec<JoinHandle<()>>,
-    /// Those that watch and tell.
-    pub(crate) beside: Vec<JoinHandle<()>>,
-    addrs: Vec<ListenAddr>,
-}
-
-impl Running {
-    /// A handle that any thread may use.
-    #[must_use]
-    pub fn handle(&self) -> Handle {
-        self.handle.clone()
-    }
-
-    /// Where it listens, in the order of the `listen` calls, with the ports that the kernel chose;
-    /// of sockets that were passed in, each address once.
-    #[must_use]
-    pub fn local_addrs(&self) -> &[ListenAddr] {
-        &self.addrs
-    }
-
-    /// Waits until the server has been drained, and returns the account. It returns at most 100 ms
-    /// after the drain's deadline; its ports are free then, unless a core is stuck.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Panicked`] when a core has failed; the message has the report.
-    /// [`ErrorKind::Misuse`] on a core of the server, which would wait for itself.
-    pub fn join(self) -> Result<DrainReport> {
-        self.handle.wait_allowed("join a server")?;
-        let report = self.handle.control().wait();
-        // Of a server with a core that is stuck, nobody else will.
-        self.handle.control().let_go();
-        for (thread, core) in self.threads.into_iter().zip(report.cores()) {
-            // A thread's own destructors are anyone's code too: they get no more time.
-            if core.stuck.is_none() {
-                join_until(thread, || self.handle.control().is_over());
-            }
-        }
-        for thread in self.beside {
-            // What they call is anyone's as well.
-            join_until(thread, || self.handle.control().is_over());
-        }
-        match report.cores().iter().find_map(|core| core.failure.as_ref()) {
-            None => Ok(report),
-            Some(_) => Err(Error::new(ErrorKind::Panicked, "serve").because(report.to_string())),
-        }
     }
 }
 

@@ -185,7 +185,9 @@ fn an_upstream_may_be_silent_at_first_but_not_for_ever() {
         let (mut stream, _) = listener.accept().expect("accept");
         let mut question = [0; 1];
         stream.read_exact(&mut question).expect("a question");
-        thread::park_timeout(Duration::from_millis(200));
+        stream.set_read_timeout(Some(Duration::from_millis(200))).expect("set a time limit");
+        stream.read(&mut question).expect_err("no end while the answer is late");
+        stream.set_read_timeout(None).expect("set no time limit");
         stream.write_all(b"a").expect("answer");
         // Then nothing, until the other end goes.
         let _ = stream.read(&mut question);

@@ -13,7 +13,9 @@ use common::client::check_books;
 use common::load::{Load, Outcome, answer_one};
 use common::peer::{MB, Peer, Until, bytes, exchange};
 use common::{config, connect, first_cpus, free_address, limit, start, wait_until};
-use slipring::{CloseReason, Config, Connection, DrainReport, Phase, Result, Running, Server, net};
+use slipring::{
+    CloseReason, Config, Connection, DeadlineKind, DrainReport, Phase, Result, Running, Server, net,
+};
 use socket2::SockRef;
 
 async fn pass_on(mut client: Connection, upstream: SocketAddr) -> Result<()> {
@@ -60,6 +62,14 @@ fn end(running: Running) -> DrainReport {
 
 fn reset(stream: TcpStream) {
     SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("set SO_LINGER");
+}
+
+/// For so long neither a byte comes nor an end.
+fn hears_nothing(stream: &mut TcpStream, ms: u64) {
+    stream.set_read_timeout(Some(Duration::from_millis(ms))).expect("set a time limit");
+    let open = stream.read(&mut [0]).expect_err("nothing comes");
+    assert_eq!(open.kind(), ErrorKind::WouldBlock);
+    stream.set_read_timeout(Some(limit(10_000))).expect("set a time limit");
 }
 
 /// Sends all, half-closes, and reads to the end meanwhile.
@@ -209,7 +219,8 @@ fn a_reader_that_is_slow_holds_up_its_sender_in_bounded_memory_and_gets_everythi
         client.read_exact(&mut got[read..read + 64]).expect("some of it");
         read += 64;
         most = most.max(memory());
-        thread::park_timeout(Duration::from_millis(2));
+        let next = Instant::now() + Duration::from_millis(2);
+        wait_until("it wants more", || Instant::now() >= next);
     }
     client.read_exact(&mut got[read..]).expect("the rest of the first part");
     for n in 0..8 {
@@ -259,12 +270,11 @@ fn a_drain_lets_an_answer_that_is_on_its_way_come_whole_and_keeps_no_idle_pair()
     assert_eq!(idle.read(&mut [0]).expect("a FIN"), 0);
     assert!(begun.elapsed() < limit(2_000), "{:?}", begun.elapsed());
     assert_eq!(idles.read(&mut [0]).expect("a FIN"), 0);
-    far.set_read_timeout(Some(Duration::from_millis(500))).expect("set a time limit");
-    let open = far.read(&mut [0]).expect_err("it is not told of any end while it answers");
-    assert_eq!(open.kind(), ErrorKind::WouldBlock);
+    // It is not told of any end while it answers.
+    hears_nothing(&mut far, 500);
     for part in 0..4 {
         far.write_all(bytes(part, 100_000)).expect("answer");
-        thread::park_timeout(Duration::from_millis(100));
+        hears_nothing(&mut far, 100);
     }
     let mut answer = Vec::new();
     client.read_to_end(&mut answer).expect("all of it, and a FIN");
@@ -275,6 +285,28 @@ fn a_drain_lets_an_answer_that_is_on_its_way_come_whole_and_keeps_no_idle_pair()
     let closed = report.total().closed;
     let counts = [CloseReason::Drained, CloseReason::Served].map(|reason| closed.get(reason));
     assert_eq!(counts, [2, 2], "{report}");
+}
+
+#[test]
+fn a_pair_whose_upstream_is_at_its_greatest_age_ends_well_when_it_is_quiet() {
+    let (upstream, streams) = upstream();
+    let config = config().lifetime_ms(300).drain_ms(1_500).new_grace_ms(100);
+    let server = Server::new(config).listen("127.0.0.1:0", move |client: Connection| async move {
+        client.set_deadline(DeadlineKind::Lifetime, Duration::from_secs(3_600))?;
+        pass_on(client, upstream).await
+    });
+    let (running, addr) = start(server);
+    let (mut client, mut far) = pair(addr, &streams);
+    client.write_all(b"q").expect("ask");
+    far.read_exact(&mut [0]).expect("a question");
+    // It is old while it answers.
+    hears_nothing(&mut far, 600);
+    far.write_all(b"a").expect("answer");
+    client.read_exact(&mut [0]).expect("an answer");
+    let ends = [&mut client, &mut far].map(|stream| stream.read(&mut [0]).map_err(|e| e.kind()));
+    assert_eq!(ends, [Ok(0); 2]);
+    let closed = end(running).total().closed;
+    assert_eq!(closed.get(CloseReason::Served), 2, "{closed:?}");
 }
 
 #[test]

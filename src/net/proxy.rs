@@ -82,7 +82,7 @@ pub async fn proxy(a: &mut Connection, b: &mut Connection) -> Result<Transferred
         back: pin!(back),
         ends: [None; 2],
         traffic: &traffic,
-        link: &to_a,
+        links: [&to_a, &to_b],
         pause: None,
     };
     let mut bond = Bond::tie([&to_a, &to_b]);
@@ -245,7 +245,7 @@ struct Both<'a, T, B> {
     back: Pin<&'a mut B>,
     ends: [Option<End>; 2],
     traffic: &'a Traffic,
-    link: &'a Link,
+    links: [&'a Link; 2],
     /// Until what is left counts as over, unless something comes.
     pause: Option<Sleep>,
 }
@@ -274,8 +274,24 @@ where
             [Some(_), Some(_)] => Poll::Ready(Ok(())),
             [Some(End::Dismissed), None] => self.poll_quiet(Way::Back, cx),
             [None, Some(End::Dismissed)] => self.poll_quiet(Way::There, cx),
+            [None, None] => match self.retired_upstream() {
+                Some(answers) => self.poll_quiet(answers, cx),
+                None => Poll::Pending,
+            },
             _ => Poll::Pending,
         }
+    }
+
+    /// The way of the answers of an outbound connection that has reached its greatest age, if one
+    /// has: nobody else tells it to leave.
+    fn retired_upstream(&self) -> Option<Way> {
+        let core = self.links[0].core.borrow_mut();
+        let retired = |link: &Link| {
+            let entry = core.table.get(link.id);
+            entry.is_some_and(|entry| entry.is_outbound() && entry.deadlines.is_retired())
+        };
+        let ways = [Way::There, Way::Back].into_iter();
+        ways.zip(self.links).find(|(_, link)| retired(link)).map(|(way, _)| way)
     }
 
     /// One side has said all that it may. What comes back to it is over when it has paused for
@@ -287,7 +303,7 @@ where
         }
         loop {
             let (now_ns, grace_ns) = {
-                let core = self.link.core.borrow_mut();
+                let core = self.links[0].core.borrow_mut();
                 (core.now_ns, core.settings.new_grace_ms * NS_PER_MS)
             };
             let over_ns = self.traffic.last_ns.get().saturating_add(grace_ns);

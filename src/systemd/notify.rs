@@ -23,7 +23,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::executor::guarded;
 use crate::post::Message;
 use crate::report::CloseReason;
-use crate::server::{Running, Server};
+use crate::running::Running;
+use crate::server::Server;
 
 /// Who hears of what could not be told; see [`Server::notify_systemd`].
 pub(crate) type NotifyHook = dyn Fn(&Error) + Send + Sync;
