@@ -172,8 +172,8 @@ impl Core {
             let draining = !self.drain.accepts();
             let late = draining && self.drain.is_late(self.now_ns);
             let Listener { receives_once, last_call, .. } = self.listeners[index as usize];
-            let shared = self.is_shared(index);
-            if draining && shared && (late || last_call == 0) {
+            let shared = draining && self.is_shared(index);
+            if shared && (late || last_call == 0) {
                 // The queue is shared: somebody else serves the rest of it.
                 self.queue_is_empty(index);
                 break;
@@ -207,7 +207,7 @@ impl Core {
                 }
                 result => {
                     budget -= 1;
-                    listener.last_call -= u32::from(late || (draining && shared));
+                    listener.last_call -= u32::from(late || shared);
                     self.counters.queue_taken.add(u64::from(draining && result.is_ok()));
                     match result {
                         // A handler would only be dropped again.
