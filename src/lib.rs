@@ -34,10 +34,13 @@
 #![deny(rust_2018_idioms)]
 #![doc(test(attr(deny(warnings), allow(dead_code, unused_imports, unused_variables))))]
 
+mod audience;
 mod audit;
 mod balance;
 mod bind;
+pub mod broadcast;
 mod buf;
+mod calls;
 mod caps;
 mod census;
 mod close;
@@ -47,6 +50,7 @@ mod conn;
 mod connections;
 mod control;
 mod core;
+pub mod cores;
 mod crew;
 mod deadline;
 pub mod doctor;
@@ -67,9 +71,13 @@ mod leftover;
 mod listen;
 mod local;
 mod machine;
+mod mail;
 mod mailbox;
 mod memory;
 mod moves;
+#[cfg(feature = "blocking")]
+mod offload;
+mod outbox;
 mod pace;
 mod pause;
 mod per_ip;

@@ -19,6 +19,7 @@ use crate::caps::Places;
 use crate::config::{Balance, Config, Settings};
 use crate::conn::{self, Connection};
 use crate::control::{Belongings, Control, Seat};
+use crate::cores::StateMaker;
 use crate::crew::{Crew, Seed, Share};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::Group;
@@ -71,6 +72,7 @@ pub struct Server {
     before_bind: Option<Arc<Hook>>,
     signals: bool,
     pub(crate) hooks: Vec<DrainHook>,
+    pub(crate) states: Vec<StateMaker>,
     pub(crate) on_stall: Option<Arc<StallHook>>,
 }
 
@@ -110,6 +112,7 @@ impl Server {
             before_bind: None,
             signals: false,
             hooks: Vec::new(),
+            states: Vec::new(),
             on_stall: None,
         }
     }
@@ -266,7 +269,7 @@ impl Server {
             let info = CoreInfo { index, cpu: cpus[index], cores };
             let (control, makers) = (Arc::clone(&control), makers.clone());
             let places = Arc::clone(&places);
-            let hooks = self.hooks.clone();
+            let (hooks, states) = (self.hooks.clone(), self.states.clone());
             crew.hire(Seed {
                 info,
                 settings,
@@ -277,6 +280,7 @@ impl Server {
                 makers,
                 drain_within,
                 hooks,
+                states,
             })?;
         }
         crew.all_ready()?;

@@ -160,6 +160,19 @@ counters! {
     memory_pauses sum,
     /// Messages from other threads, wake-ups included.
     messages sum,
+    /// Calls that this core has sent to others, to itself, or to the pool for blocking work.
+    calls sum,
+    /// Those of them that were answered.
+    calls_answered sum,
+    /// Those of them that failed: the core had ended, or what it was to run panicked or
+    /// was dropped.
+    calls_failed sum,
+    /// Those of them whose caller did not wait for the answer.
+    calls_dropped sum,
+    /// Calls that this core has run for others, or for itself.
+    calls_run sum,
+    /// Values of broadcasts that receivers on this core have missed, as they were too slow.
+    broadcast_missed sum,
     /// Tasks that panicked.
     panics sum,
     /// Tasks that other threads had spawned and that were not begun: the core had
