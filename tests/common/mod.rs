@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 pub mod child;
+pub mod example;
 pub mod filter;
 pub mod late;
 pub mod load;

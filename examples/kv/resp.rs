@@ -1,0 +1,45 @@
+//! Writing RESP: a reply, or a request for another core.
+
+/// Writes a request of these words.
+pub(crate) fn request(out: &mut Vec<u8>, words: &[&[u8]]) {
+    header(out, b'*', words.len() as i64);
+    words.iter().for_each(|word| bulk(out, word));
+}
+
+pub(crate) fn bulk(out: &mut Vec<u8>, bytes: &[u8]) {
+    header(out, b'$', bytes.len() as i64);
+    out.extend_from_slice(bytes);
+    out.extend_from_slice(b"\r\n");
+}
+
+pub(crate) fn error(out: &mut Vec<u8>, text: &str) {
+    out.extend_from_slice(text.as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
+/// A number behind its mark: an integer's, an array's or a string's length.
+pub(crate) fn header(out: &mut Vec<u8>, mark: u8, value: i64) {
+    out.push(mark);
+    decimal(out, value);
+    out.extend_from_slice(b"\r\n");
+}
+
+pub(crate) fn decimal(out: &mut Vec<u8>, value: i64) {
+    let mut digits = [0; 20];
+    let mut at = digits.len();
+    let mut left = value.unsigned_abs();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (left % 10) as u8;
+        left /= 10;
+        if left == 0 {
+            break;
+        }
+    }
+    if value < 0 {
+        out.push(b'-');
+    }
+    out.extend_from_slice(&digits[at..]);
+}
+
+pub(crate) const NIL: &[u8] = b"$-1\r\n";
