@@ -50,7 +50,7 @@ use crate::task::{JoinHandle, spawn_in};
 #[derive(Debug)]
 pub struct Connection {
     /// What it sends goes by the same link.
-    read: ReadHalf,
+    pub(crate) read: ReadHalf,
 }
 
 /// Names a connection among all that the process has ever had.
@@ -169,6 +169,30 @@ impl Connection {
     /// Safe.
     pub fn flush(&mut self) -> impl Future<Output = Result<()>> {
         self.link().flush()
+    }
+
+    /// Ends our side behind what is queued, and goes on receiving. See [`WriteHalf::shutdown`].
+    ///
+    /// # Errors
+    /// As [`Connection::recv`].
+    ///
+    /// # Cancel safety
+    /// Safe: once polled, the end follows the output whether or not somebody waits.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # async fn handler(mut conn: slipring::Connection) -> slipring::Result<()> {
+    /// conn.write(b"that is all; and you?\n").await?;
+    /// conn.shutdown().await?;
+    /// while let Some(chunk) = conn.recv().await? {
+    ///     println!("{} bytes", chunk.len());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn shutdown(&mut self) -> impl Future<Output = Result<()>> {
+        self.link().shutdown()
     }
 
     /// Splits it into halves that two tasks may use. It closes when both are dropped.
@@ -302,7 +326,7 @@ impl Connection {
         core.borrow_mut().end(*id, CloseReason::Aborted);
     }
 
-    fn link(&self) -> &Link {
+    pub(crate) fn link(&self) -> &Link {
         &self.read.link
     }
 }

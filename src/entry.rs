@@ -30,6 +30,8 @@ pub(crate) struct Entry {
     pub(crate) hangup: Hangup,
     /// The peer has ended its side.
     pub(crate) eof: bool,
+    /// Its owner has said that it sends no more: our end follows the output.
+    pub(crate) finishing: bool,
     /// We have ended ours.
     pub(crate) fin_sent: bool,
     /// Output was on its way when we ended our side.
@@ -63,6 +65,8 @@ pub(crate) struct Entry {
     pub(crate) failed: Option<CloseReason>,
     /// Its handler had finished before the peer did.
     pub(crate) served: bool,
+    /// Its protocol layer has requests at work, so that who listens for more is not idle.
+    pub(crate) busy: bool,
     /// It is idle, and the drain will close it when its time has come.
     pub(crate) farewell: bool,
     /// Its protocol layer has ended what was the last message: nothing behind that is read.
@@ -151,6 +155,7 @@ impl Entry {
             sizing: Sizing::new(),
             hangup: Hangup::Off,
             eof: false,
+            finishing: false,
             fin_sent: false,
             unacknowledged: false,
             unread_seen: false,
@@ -168,6 +173,7 @@ impl Entry {
             resets: false,
             failed: None,
             served: false,
+            busy: false,
             farewell: false,
             had_its_last: false,
             dismissed: None,

@@ -49,6 +49,8 @@ pub enum ErrorKind {
     TimedOut,
     /// The peer ended the stream before the bytes asked for had come.
     UnexpectedEof,
+    /// The peer broke a protocol that is spoken on the connection, such as HTTP.
+    Protocol,
     /// A bound given by the caller or the configuration was exceeded, such as a line's length.
     TooLong,
     /// The connection, the core or the server has already ended.
@@ -150,7 +152,7 @@ impl From<Error> for io::Error {
             ErrorKind::PeerReset => io::ErrorKind::ConnectionReset,
             ErrorKind::TimedOut | ErrorKind::PeerDead => io::ErrorKind::TimedOut,
             ErrorKind::UnexpectedEof => io::ErrorKind::UnexpectedEof,
-            ErrorKind::TooLong => io::ErrorKind::InvalidData,
+            ErrorKind::TooLong | ErrorKind::Protocol => io::ErrorKind::InvalidData,
             ErrorKind::Closed => io::ErrorKind::NotConnected,
             ErrorKind::Forced => io::ErrorKind::ConnectionAborted,
             ErrorKind::Resource | ErrorKind::Panicked | ErrorKind::Io => {
@@ -162,9 +164,13 @@ impl From<Error> for io::Error {
 }
 
 impl From<io::Error> for Error {
-    /// An error of a handler's own I/O, so that `?` works on files and foreign sockets too.
+    /// An error of a handler's own I/O, so that `?` works on files and foreign sockets too. One
+    /// that was made from an [`Error`], as the traits of others want it, is that one again.
     fn from(source: io::Error) -> Error {
-        Error::os("handler's i/o", source)
+        match source.downcast::<Error>() {
+            Ok(error) => error,
+            Err(source) => Error::os("handler's i/o", source),
+        }
     }
 }
 
@@ -189,5 +195,15 @@ mod tests {
         assert_eq!(io::Error::from(reset).kind(), io::ErrorKind::ConnectionReset);
         let late = Error::new(ErrorKind::TimedOut, "recv");
         assert_eq!(io::Error::from(late).kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn an_error_comes_back_from_an_io_error_as_it_was() {
+        let forced = Error::new(ErrorKind::Forced, "recv").because("the drain's deadline has come");
+        let text = forced.to_string();
+        let again = Error::from(io::Error::from(forced));
+        assert_eq!((again.kind(), again.to_string()), (ErrorKind::Forced, text));
+        let foreign = Error::from(io::Error::from_raw_os_error(libc::ENOENT));
+        assert_eq!((foreign.kind(), foreign.raw_os_error()), (ErrorKind::Io, Some(libc::ENOENT)));
     }
 }

@@ -215,7 +215,8 @@ impl Core {
         if entry.ended.is_some() {
             return;
         }
-        let in_time = !entry.is_closing() && entry.waits() && entry.receive == Receive::Armed;
+        let hears = entry.waits() && entry.receive == Receive::Armed;
+        let in_time = hears && !entry.is_closing() && !entry.finishing;
         let frame = self.listeners.get(usize::from(entry.listener)).and_then(|of| of.heartbeat());
         match frame {
             Some(frame) if in_time && !entry.deadlines.has_output() => {
@@ -228,9 +229,9 @@ impl Core {
 }
 
 impl Entry {
-    /// Whether it waits for input. One without a handler does nothing else.
+    /// Whether it waits for input, and has nothing else to do. One without a handler never has.
     pub(crate) fn waits(&self) -> bool {
-        self.is_closing() || !matches!(self.reader, Wake::Nobody)
+        self.is_closing() || (!self.busy && !matches!(self.reader, Wake::Nobody))
     }
 }
 

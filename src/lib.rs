@@ -45,6 +45,8 @@ mod caps;
 mod census;
 mod close;
 mod closing;
+#[cfg(any(feature = "hyper", feature = "tokio-io"))]
+mod compat;
 mod config;
 mod conn;
 mod connections;
@@ -64,6 +66,8 @@ mod expire;
 mod group;
 mod handle;
 mod hooks;
+#[cfg(feature = "hyper")]
+pub mod http;
 mod idle;
 mod inspect;
 mod json;
@@ -89,6 +93,8 @@ mod receive;
 mod refusal;
 mod refuse;
 mod report;
+#[cfg(feature = "hyper")]
+mod requests;
 mod send;
 mod server;
 mod shutdown;

@@ -216,8 +216,10 @@ impl Entry {
 
     /// Whether its handler waits for the next message, and none is on its way.
     fn is_idle(&self) -> bool {
-        let waits = !matches!(self.reader, Wake::Nobody) && !self.deadlines.is_in_message();
-        waits && self.socket.as_ref().is_some_and(|socket| socket.unread_bytes() == 0)
+        let listens = !self.busy && !matches!(self.reader, Wake::Nobody);
+        listens
+            && !self.deadlines.is_in_message()
+            && self.socket.as_ref().is_some_and(|socket| socket.unread_bytes() == 0)
     }
 }
 

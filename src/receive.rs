@@ -62,8 +62,8 @@ impl Core {
             let began_ms = self.now_ns.div_ceil(NS_PER_MS);
             entry.deadlines.begin_message(began_ms, Opened::ByRead, began_bytes);
         }
-        let between =
-            (draining || entry.deadlines.is_retired()) && !entry.deadlines.is_in_message();
+        let leaves = draining || entry.deadlines.is_retired();
+        let between = leaves && !entry.busy && !entry.deadlines.is_in_message();
         // What the kernel holds already will be here in the next turn, and is served; so is what
         // it has told of and nobody has heard.
         let quiet = between && entry.socket.as_ref().is_none_or(|it| it.unread_bytes() == 0);
@@ -79,7 +79,8 @@ impl Core {
             entry.dismissed = Some(CloseReason::Drained);
             return Poll::Ready(Ok(None));
         }
-        let goes_on = !entry.waits() && entry.deadlines.waits(self.now_ms);
+        let turns = !entry.busy && !entry.waits();
+        let goes_on = turns && entry.deadlines.waits(self.now_ms);
         self.tasks.register(&mut entry.reader, cx.waker());
         entry.farewell = idle;
         if idle || goes_on || opens {

@@ -118,8 +118,7 @@ impl ReadHalf {
         if let Some(chunk) = self.next_chunk(0).await? {
             self.put_back(chunk);
         }
-        let partial = self.pieces.as_ref().and_then(|pieces| pieces.partial.as_deref());
-        Ok(partial.unwrap_or(&[]))
+        Ok(self.partial())
     }
 
     /// Marks bytes that [`ReadHalf::fill_buf`] has shown as read.
@@ -192,7 +191,17 @@ impl ReadHalf {
         }
     }
 
-    fn put_back(&mut self, chunk: Chunk) {
+    #[cfg(any(feature = "hyper", feature = "tokio-io"))]
+    pub(crate) fn has_partial(&self) -> bool {
+        self.pieces.as_ref().is_some_and(|pieces| pieces.partial.is_some())
+    }
+
+    /// What is left of the chunk that is being read.
+    pub(crate) fn partial(&self) -> &[u8] {
+        self.pieces.as_ref().and_then(|pieces| pieces.partial.as_deref()).unwrap_or(&[])
+    }
+
+    pub(crate) fn put_back(&mut self, chunk: Chunk) {
         if !chunk.is_empty() {
             self.pieces.get_or_insert_default().partial = Some(chunk);
         }
@@ -276,6 +285,21 @@ impl WriteHalf {
     pub fn flush(&mut self) -> impl Future<Output = Result<()>> {
         self.link.flush()
     }
+
+    /// Ends our side: the peer gets what was queued and then the end of the stream, while it may
+    /// go on to send (`shutdown(2)` with `SHUT_WR`). Returns when the kernel has taken all output.
+    /// Sending after that is an error of kind [`ErrorKind::Misuse`].
+    ///
+    /// Dropping a connection does the same, and more: who still wants to receive calls this.
+    ///
+    /// # Errors
+    /// As [`WriteHalf::send`].
+    ///
+    /// # Cancel safety
+    /// Safe: once polled, the end follows the output whether or not somebody waits.
+    pub fn shutdown(&mut self) -> impl Future<Output = Result<()>> {
+        self.link.shutdown()
+    }
 }
 
 /// What sends, whoever holds the link: only one at a time does.
@@ -299,5 +323,13 @@ impl Link {
     pub(crate) fn flush(&self) -> impl Future<Output = Result<()>> {
         let Link { core, id } = self;
         poll_fn(|cx| core.borrow_mut().poll_flush(*id, cx))
+    }
+
+    pub(crate) fn shutdown(&self) -> impl Future<Output = Result<()>> {
+        let Link { core, id } = self;
+        poll_fn(|cx| {
+            core.borrow_mut().finish(*id);
+            core.borrow_mut().poll_flush(*id, cx)
+        })
     }
 }
