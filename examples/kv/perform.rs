@@ -6,7 +6,7 @@ use crate::commands::Command;
 use crate::lists::{check_length, list, pop, push, range};
 use crate::resp::{NIL, bulk, error, header};
 use crate::store::{Store, Value};
-use crate::texts::{NOT_A_TIME, SECONDS_MAX, increment, integer, set, text};
+use crate::texts::{SECONDS_MAX, increment, integer, set, text};
 
 /// Does what a request says, and writes the reply.
 pub(crate) fn perform(command: Command, words: &[&[u8]], store: &mut Store, out: &mut Vec<u8>) {
@@ -61,7 +61,9 @@ fn try_perform(
         (Command::Expire, [key, seconds]) => {
             let seconds = integer(seconds)?;
             let done = match u64::try_from(seconds).ok().filter(|seconds| *seconds > 0) {
-                Some(seconds) if seconds > SECONDS_MAX => return Err(NOT_A_TIME),
+                Some(seconds) if seconds > SECONDS_MAX => {
+                    return Err("-ERR invalid expire time in 'expire' command");
+                }
                 Some(seconds) => store.expire(key, Duration::from_secs(seconds)),
                 None => store.get(key).is_some() && store.remove(key),
             };

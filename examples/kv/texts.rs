@@ -35,7 +35,7 @@ pub(crate) fn set(
         _ => return Err("-ERR syntax error"),
     };
     if expires.is_some_and(|ms| !(1..=SECONDS_MAX as i64 * 1000).contains(&ms)) {
-        return Err(NOT_A_TIME);
+        return Err("-ERR invalid expire time in 'set' command");
     }
     store.check_room(key.len() + value.len(), 1)?;
     store.set(key, value);
@@ -64,5 +64,4 @@ pub(crate) fn increment(store: &mut Store, key: &[u8]) -> Result<i64, &'static s
 
 pub(crate) const WRONG_TYPE: &str =
     "-WRONGTYPE Operation against a key holding the wrong kind of value";
-pub(crate) const NOT_A_TIME: &str = "-ERR invalid expire time";
 pub(crate) const SECONDS_MAX: u64 = 10 * 365 * 24 * 60 * 60;
