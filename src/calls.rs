@@ -202,7 +202,7 @@ impl Drop for Reply {
 
 impl Loss {
     /// The error of a call to `whom`, named as in `call core 2`.
-    pub(crate) fn to_error(self, operation: String) -> Error {
+    pub(crate) fn into_error(self, operation: String) -> Error {
         match self {
             Loss::Panicked => Error::new(ErrorKind::Panicked, operation)
                 .because("what it was to run has panicked"),

@@ -285,7 +285,7 @@ impl<R: Send + 'static> Future for Call<R> {
         };
         Poll::Ready(match outcome {
             Ok(answer) => Ok(*answer.downcast().expect("invariant: an answer has its call's type")),
-            Err(loss) => Err(loss.to_error(self.whom.operation())),
+            Err(loss) => Err(loss.into_error(self.whom.operation())),
         })
     }
 }

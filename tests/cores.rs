@@ -89,7 +89,7 @@ fn each_core_has_its_own_state_which_handlers_and_calls_find() {
         connect(addr).read_to_string(&mut text).expect("an answer");
         served[text.parse::<usize>().expect("a core's number")] += 1;
     }
-    for core in 0..2 {
+    for (core, served) in served.into_iter().enumerate() {
         for asker in 0..2 {
             let ask = move || {
                 cores::call(core, || -> slipring::Result<(u64, usize, usize)> {
@@ -99,7 +99,7 @@ fn each_core_has_its_own_state_which_handlers_and_calls_find() {
             };
             let found = answer(&on_core(&running, asker, ask)).expect("answered").expect("found");
             // Of two of a type the later one counts.
-            assert_eq!(found, (core as u64 * 1_000 + served[core], core, core));
+            assert_eq!(found, (core as u64 * 1_000 + served, core, core));
         }
     }
     let unknown = answer(&on_core(&running, 0, || async { cores::state::<String>().err() }));
