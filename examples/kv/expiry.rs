@@ -12,25 +12,40 @@ impl Store {
     /// How long a key has to live: `None` where there is none, for ever unless it expires.
     pub(crate) fn ttl(&mut self, key: &[u8]) -> Option<Option<Duration>> {
         self.get(key)?;
-        let expires = self.entries.get(key)?.expires;
-        Some(expires.map(|at| at.saturating_duration_since(Instant::now())))
+        let at = self.deadlines.get(key);
+        Some(at.map(|at| at.saturating_duration_since(Instant::now())))
     }
 
     pub(crate) fn expire(&mut self, key: &[u8], after: Duration) -> bool {
         if self.get(key).is_none() {
             return false;
         }
-        let Some(entry) = self.entries.get_mut(key) else { return false };
+        self.forget_deadline(key);
         let at = Instant::now() + after;
-        if let Some(old) = entry.expires.replace(at) {
-            self.expiring.remove(&(old, Box::from(key)));
-        }
+        self.deadlines.insert(Box::from(key), at);
         self.expiring.insert((at, Box::from(key)));
         if !self.sweeping {
             // A core that can't take it removes keys when they are asked for.
             self.sweeping = task::detach("expiry", sweep()).is_ok();
         }
         true
+    }
+
+    /// The key is gone, or has another value.
+    pub(crate) fn forget_deadline(&mut self, key: &[u8]) {
+        if !self.deadlines.is_empty()
+            && let Some((key, at)) = self.deadlines.remove_entry(key)
+        {
+            self.expiring.remove(&(at, key));
+        }
+    }
+
+    pub(crate) fn remove_expired(&mut self, key: &[u8]) {
+        if !self.deadlines.is_empty()
+            && self.deadlines.get(key).is_some_and(|at| *at <= Instant::now())
+        {
+            self.remove(key);
+        }
     }
 
     /// Removes some of those whose time has come, and says after what time to look again, if ever.

@@ -1,12 +1,8 @@
 //! Lists: LPUSH, LPOP and LRANGE.
 
-use std::collections::VecDeque;
-
 use crate::resp::{NIL, bulk, header};
-use crate::store::{ENTRY_BYTES, Store, Value};
+use crate::store::{List, Store, Value, item_bytes};
 use crate::texts::{WRONG_TYPE, integer};
-
-type List = VecDeque<Box<[u8]>>;
 
 pub(crate) fn list(value: Option<&mut Value>) -> Result<Option<&mut List>, &'static str> {
     match value {
@@ -21,14 +17,18 @@ pub(crate) fn push(store: &mut Store, key: &[u8], items: &[&[u8]]) -> Result<i64
     store.check_room(key.len() + bytes, items.len() + 1)?;
     let list = match list(store.get(key))? {
         Some(list) => list,
-        None => match store.insert(key, Value::List(List::new())) {
+        None => match store.insert(key, Value::List(Box::default())) {
             Value::List(list) => list,
             Value::Text(_) => return Err(WRONG_TYPE),
         },
     };
-    items.iter().for_each(|item| list.push_front(Box::from(*item)));
+    let mut added = 0;
+    for item in items {
+        list.push_front((*item).into());
+        added += list.front().map_or(0, item_bytes);
+    }
     let length = list.len() as i64;
-    store.resized(0, bytes + items.len() * ENTRY_BYTES);
+    store.resized(added, 0);
     Ok(length)
 }
 
@@ -51,21 +51,20 @@ pub(crate) fn pop(
         return Ok(());
     };
     let taken = count.map_or(1, |count| count.min(list.len() as i64));
-    let start = out.len();
+    check_length(list.range(..taken as usize).map(|item| item.len()).sum())?;
     if count.is_some() {
         header(out, b'*', taken);
     }
     let mut freed = 0;
     for item in list.drain(..taken as usize) {
         bulk(out, &item);
-        freed += item.len() + ENTRY_BYTES;
+        freed += item_bytes(&item);
     }
-    let (is_empty, length) = (list.is_empty(), out.len() - start);
-    store.resized(freed, 0);
+    let is_empty = list.is_empty();
+    store.resized(0, freed);
     if is_empty {
         store.remove(key);
     }
-    debug_assert!(length > 0 || taken == 0);
     Ok(())
 }
 

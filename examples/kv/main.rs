@@ -11,6 +11,7 @@ use std::process::ExitCode;
 
 use slipring::{Config, DrainReport, Error, Result, Server};
 
+mod bytes;
 mod commands;
 mod expiry;
 mod lists;

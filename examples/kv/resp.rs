@@ -24,22 +24,27 @@ pub(crate) fn header(out: &mut Vec<u8>, mark: u8, value: i64) {
     out.extend_from_slice(b"\r\n");
 }
 
-pub(crate) fn decimal(out: &mut Vec<u8>, value: i64) {
-    let mut digits = [0; 20];
-    let mut at = digits.len();
+fn decimal(out: &mut Vec<u8>, value: i64) {
+    out.extend_from_slice(digits(value, &mut [0; 20]));
+}
+
+/// A number's digits, and its sign if it is negative.
+pub(crate) fn digits(value: i64, place: &mut [u8; 20]) -> &[u8] {
+    let mut at = place.len();
     let mut left = value.unsigned_abs();
     loop {
         at -= 1;
-        digits[at] = b'0' + (left % 10) as u8;
+        place[at] = b'0' + (left % 10) as u8;
         left /= 10;
         if left == 0 {
             break;
         }
     }
     if value < 0 {
-        out.push(b'-');
+        at -= 1;
+        place[at] = b'-';
     }
-    out.extend_from_slice(&digits[at..]);
+    &place[at..]
 }
 
 pub(crate) const NIL: &[u8] = b"$-1\r\n";

@@ -3,9 +3,13 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Instant;
 
+use crate::bytes::Bytes;
+
 pub(crate) struct Store {
-    pub(crate) entries: HashMap<Box<[u8]>, Entry>,
-    /// The keys that expire, the next one first.
+    values: HashMap<Bytes, Value>,
+    /// When keys expire; most never do.
+    pub(crate) deadlines: HashMap<Box<[u8]>, Instant>,
+    /// The same, the next one first.
     pub(crate) expiring: BTreeSet<(Instant, Box<[u8]>)>,
     /// A task removes them.
     pub(crate) sweeping: bool,
@@ -13,58 +17,48 @@ pub(crate) struct Store {
     bytes_max: usize,
 }
 
-pub(crate) struct Entry {
-    pub(crate) value: Value,
-    pub(crate) expires: Option<Instant>,
+pub(crate) enum Value {
+    Text(Bytes),
+    List(Box<List>),
 }
 
-pub(crate) enum Value {
-    Text(Vec<u8>),
-    List(VecDeque<Box<[u8]>>),
-}
+pub(crate) type List = VecDeque<Bytes>;
 
 impl Store {
     pub(crate) fn new(bytes_max: usize) -> Store {
-        let (entries, expiring) = (HashMap::new(), BTreeSet::new());
-        Store { entries, expiring, sweeping: false, bytes: 0, bytes_max }
+        let (values, deadlines, expiring) = (HashMap::new(), HashMap::new(), BTreeSet::new());
+        Store { values, deadlines, expiring, sweeping: false, bytes: 0, bytes_max }
     }
 
     pub(crate) fn get(&mut self, key: &[u8]) -> Option<&mut Value> {
-        let entry = self.entries.get(key)?;
-        if entry.expires.is_some_and(|at| at <= Instant::now()) {
-            self.remove(key);
-        }
-        self.entries.get_mut(key).map(|entry| &mut entry.value)
+        self.remove_expired(key);
+        self.values.get_mut(key)
     }
 
-    /// Puts a value in the place of what there is, which then does not expire.
+    /// Puts a text in the place of whatever is there, which then does not expire.
     pub(crate) fn set(&mut self, key: &[u8], text: &[u8]) {
-        if let Some(Entry { value: Value::Text(old), expires: None }) = self.entries.get_mut(key)
-            && (old.capacity() / 4..=old.capacity()).contains(&text.len())
-        {
-            old.clear();
-            old.extend_from_slice(text);
-            return;
+        self.forget_deadline(key);
+        let new = Value::Text(text.into());
+        match self.values.get_mut(key) {
+            Some(old) => {
+                self.bytes = self.bytes + new.heap_bytes() - old.heap_bytes();
+                *old = new;
+            }
+            None => drop(self.insert(key, new)),
         }
-        self.remove(key);
-        self.insert(key, Value::Text(text.to_vec()));
     }
 
     /// Puts a value where there is none.
     pub(crate) fn insert(&mut self, key: &[u8], value: Value) -> &mut Value {
-        self.bytes += key.len() + value.bytes() + ENTRY_BYTES;
-        let entry = self.entries.entry(Box::from(key));
-        &mut entry.or_insert(Entry { value, expires: None }).value
+        let key = Bytes::from(key);
+        self.bytes += key.heap_bytes() + value.heap_bytes() + ENTRY_BYTES;
+        self.values.entry(key).or_insert(value)
     }
 
     pub(crate) fn remove(&mut self, key: &[u8]) -> bool {
-        let Some((key, Entry { value, expires })) = self.entries.remove_entry(key) else {
-            return false;
-        };
-        self.bytes -= key.len() + value.bytes() + ENTRY_BYTES;
-        if let Some(at) = expires {
-            self.expiring.remove(&(at, key));
-        }
+        self.forget_deadline(key);
+        let Some((key, value)) = self.values.remove_entry(key) else { return false };
+        self.bytes -= key.heap_bytes() + value.heap_bytes() + ENTRY_BYTES;
         true
     }
 
@@ -77,20 +71,25 @@ impl Store {
         if full { Err("-OOM command not allowed when used memory > 'maxmemory'.") } else { Ok(()) }
     }
 
-    /// A value has changed its size by so much.
-    pub(crate) fn resized(&mut self, before: usize, after: usize) {
-        self.bytes = self.bytes + after - before;
+    /// A list has been changed by others.
+    pub(crate) fn resized(&mut self, more: usize, less: usize) {
+        self.bytes = self.bytes + more - less;
     }
 }
 
 impl Value {
-    fn bytes(&self) -> usize {
+    fn heap_bytes(&self) -> usize {
         match self {
-            Value::Text(text) => text.capacity(),
-            Value::List(list) => list.iter().map(|item| item.len() + ENTRY_BYTES).sum(),
+            Value::Text(text) => text.heap_bytes(),
+            Value::List(list) => list.iter().map(item_bytes).sum(),
         }
     }
 }
 
-/// About what a key or a list's element takes besides its bytes.
+/// What an element of a list takes.
+pub(crate) fn item_bytes(item: &Bytes) -> usize {
+    item.heap_bytes() + ENTRY_BYTES
+}
+
+/// About what a key with a short value, or a list's element, takes.
 pub(crate) const ENTRY_BYTES: usize = 64;

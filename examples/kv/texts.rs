@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use crate::resp::decimal;
+use crate::bytes::Bytes;
+use crate::resp::digits;
 use crate::store::{Store, Value};
 
-pub(crate) fn text(value: Option<&mut Value>) -> Result<Option<&mut Vec<u8>>, &'static str> {
+pub(crate) fn text(value: Option<&mut Value>) -> Result<Option<&mut Bytes>, &'static str> {
     match value {
         None => Ok(None),
         Some(Value::Text(text)) => Ok(Some(text)),
@@ -54,11 +55,9 @@ pub(crate) fn increment(store: &mut Store, key: &[u8]) -> Result<i64, &'static s
     };
     let overflow = "-ERR increment or decrement would overflow";
     let next = integer(text)?.checked_add(1).ok_or(overflow)?;
-    let before = text.capacity();
-    text.clear();
-    decimal(text, next);
-    let after = text.capacity();
-    store.resized(before, after);
+    let before = text.heap_bytes();
+    *text = digits(next, &mut [0; 20]).into();
+    store.resized(0, before);
     Ok(next)
 }
 
