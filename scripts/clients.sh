@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Installs the real clients that drive the examples in the tests: curl, wrk, h2load, redis-cli,
-# redis-benchmark and redis-server, openssl, and a headless Chromium. Safe to run again; a test whose
-# client is missing says so and why.
+# redis-benchmark and redis-server, openssl, and a headless Chromium with its driver. Safe to run
+# again; a test whose client is missing says so and why.
 set -euo pipefail
 
 declare -A packages=(
     [curl]=curl [wrk]=wrk [h2load]=nghttp2-client [redis-cli]=redis-tools
-    [redis-server]=redis-server [openssl]=openssl [chromium]=chromium [python3]=python3
+    [redis-server]=redis-server [openssl]=openssl [chromium]=chromium [chromedriver]=chromium-driver
+    [python3]=python3
 )
 missing=()
 for program in "${!packages[@]}"; do

@@ -171,7 +171,7 @@ fn bind_tcp(
 }
 
 /// Options that every accepted connection inherits, so that none of them needs a system call.
-fn set_inherited(socket: &Socket, settings: &Settings) -> io::Result<()> {
+pub(crate) fn set_inherited(socket: &Socket, settings: &Settings) -> io::Result<()> {
     socket.set_tcp_nodelay(settings.nodelay)?;
     let keepalive = TcpKeepalive::new()
         .with_time(Duration::from_secs(settings.keepalive_idle_s.into()))

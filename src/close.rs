@@ -18,6 +18,7 @@ impl Core {
         let Some(entry) = self.table.get_mut(id) else { return };
         entry.handles -= 1;
         if entry.handles == 0 {
+            self.outbound.held -= usize::from(entry.is_outbound());
             self.released.push(id);
         }
     }
@@ -57,7 +58,7 @@ impl Core {
             return;
         }
         entry.ended = Some(reason);
-        entry.resets = reason.resets(entry.queued_bytes() > 0);
+        entry.resets = reason.resets(entry.queued_bytes() > 0) || (entry.tied && reason.is_own());
         let abandoned = entry.abandon_output();
         self.counters.bytes_abandoned.add(abandoned as u64);
         self.memory.give_back(abandoned);
@@ -244,7 +245,9 @@ impl Core {
     /// is given a moment to.
     pub(crate) fn drain_connection(&mut self, id: Id) {
         let grace_ms = self.settings.new_grace_ms;
-        let Some(entry) = self.table.get_mut(id) else { return };
+        let Some(entry) = self.table.get_mut(id).filter(|entry| !entry.is_outbound()) else {
+            return;
+        };
         if !entry.deadlines.has_first_byte() {
             let limit_ms = entry.deadlines.limit_ms(&self.limits, DeadlineKind::FirstByte);
             entry.deadlines.set(&self.limits, DeadlineKind::FirstByte, limit_ms.min(grace_ms));

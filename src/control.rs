@@ -33,6 +33,8 @@ pub(crate) struct Control {
     /// Which cores were told to leave while the others go on.
     leaving: Mutex<Vec<bool>>,
     news: Condvar,
+    #[cfg(feature = "tracing")]
+    pub(crate) events: crate::trace::ServerEvents,
 }
 
 /// What a server has of the process and the file system until its last core has ended.
@@ -40,6 +42,8 @@ pub(crate) struct Control {
 pub(crate) struct Belongings {
     pub(crate) signals: Option<Signals>,
     pub(crate) files: Vec<SocketFile>,
+    #[cfg(feature = "admin")]
+    pub(crate) admin: Option<crate::admin::Farewell>,
 }
 
 /// How a core is reached and watched from outside.
@@ -56,7 +60,18 @@ impl Control {
         let ended = Mutex::new(seats.iter().map(|_| None).collect());
         let deadline_ns = AtomicU64::new(u64::MAX);
         let (addrs, news, belongings) = (OnceLock::new(), Condvar::new(), Mutex::new(None));
-        Control { epoch, deadline_ns, seats, addrs, ended, belongings, leaving, news }
+        Control {
+            epoch,
+            deadline_ns,
+            seats,
+            addrs,
+            ended,
+            belongings,
+            leaving,
+            news,
+            #[cfg(feature = "tracing")]
+            events: Default::default(),
+        }
     }
 
     pub(crate) fn set_addrs(&self, addrs: Vec<ListenAddr>) {
@@ -70,10 +85,19 @@ impl Control {
     /// Gives back what the server had. It waits for the signals' thread, which needs no core.
     pub(crate) fn let_go(&self) {
         let belongings = self.belongings().take();
-        if let Some(Belongings { signals, files }) = belongings {
-            drop(signals);
-            drop(files);
-        }
+        let Some(Belongings {
+            signals,
+            files,
+            #[cfg(feature = "admin")]
+            admin,
+        }) = belongings
+        else {
+            return;
+        };
+        #[cfg(feature = "admin")]
+        drop(admin);
+        drop(signals);
+        drop(files);
     }
 
     fn belongings(&self) -> MutexGuard<'_, Option<Belongings>> {
@@ -83,6 +107,18 @@ impl Control {
     /// The address of a listener.
     pub(crate) fn addr(&self, listener: u16) -> Option<ListenAddr> {
         self.addrs.get()?.get(usize::from(listener)).cloned()
+    }
+
+    /// Whether connections can come in.
+    #[cfg(feature = "admin")]
+    pub(crate) fn is_listening(&self) -> bool {
+        self.addrs.get().is_some()
+    }
+
+    /// Since the epoch.
+    #[cfg(feature = "admin")]
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.epoch.elapsed()
     }
 
     pub(crate) fn seats(&self) -> &[Seat] {
@@ -110,7 +146,8 @@ impl Control {
 
     /// As [`Control::begin_drain`], with the deadline in nanoseconds since the epoch.
     pub(crate) fn begin_drain_at(&self, deadline_ns: u64) {
-        self.deadline_ns.fetch_min(deadline_ns, Ordering::AcqRel);
+        let _before_ns = self.deadline_ns.fetch_min(deadline_ns, Ordering::AcqRel);
+        traced!(self.events.drain_ordered(_before_ns, deadline_ns, self.epoch.elapsed()));
         for seat in &self.seats {
             // A core that has ended already needs no telling.
             let _ = seat.post.post(Message::Look);
@@ -128,6 +165,8 @@ impl Control {
         }
         leaving[core] = true;
         let deadline_ns = self.deadline_within(within);
+        drop(leaving);
+        traced!(self.events.retire_ordered(core, within));
         // A core that has ended already needs no telling.
         let _ = self.seats[core].post.post(Message::Retire(deadline_ns));
         Some(deadline_ns)
@@ -175,16 +214,26 @@ impl Control {
 
     /// A core has ended: its ring is gone and its sockets are closed.
     pub(crate) fn report(&self, index: usize, report: CoreReport) {
+        traced!(self.events.core_ended(self, index, &report));
         let mut ended = self.lock();
         let others = ended.iter().enumerate().filter(|(core, _)| *core != index);
         if others.map(|(_, end)| end).all(Option::is_some) {
             drop(ended);
             // Before anyone hears that the server has ended: its addresses are free then.
             self.let_go();
+            traced!(self.events.ended(&self.account_with(index, &report)));
             ended = self.lock();
         }
         ended[index] = Some(report);
         self.news.notify_all();
+    }
+
+    /// The account of the server, with that of the core that ends last.
+    #[cfg(feature = "tracing")]
+    fn account_with(&self, last: usize, report: &CoreReport) -> DrainReport {
+        let mut cores: Vec<CoreReport> = self.lock().iter().flatten().cloned().collect();
+        cores.insert(last, report.clone());
+        DrainReport { cores }
     }
 
     /// Waits until every core has ended; once a drain is ordered, no longer than its deadline and

@@ -22,6 +22,7 @@ use crate::buf::Chunk;
 use crate::calls::Calls;
 use crate::caps::Lease;
 use crate::config::Settings;
+use crate::connecting::Outbound;
 use crate::connections::ConnectionInfo;
 use crate::control::Control;
 use crate::cores::States;
@@ -49,6 +50,7 @@ use crate::sys::clock::coarse_ms;
 use crate::sys::gather::Gather;
 use crate::table::{Id, Table};
 use crate::time::Sleeper;
+use crate::token::Kind;
 use crate::wheel::{TimerKey, Wheel};
 
 /// A core as its tasks share it.
@@ -65,6 +67,7 @@ pub(crate) enum Timer {
     Connection(Id),
     Sleeper(Id),
     Listener(u32),
+    Connect(Id),
     Audit,
     Pressure,
 }
@@ -80,6 +83,7 @@ pub(crate) struct Core {
     pub(crate) pauses: Pauses,
     pub(crate) table: Table<Entry>,
     pub(crate) listeners: Vec<Listener>,
+    pub(crate) outbound: Outbound,
     pub(crate) wheel: Wheel<Timer>,
     pub(crate) sleepers: Table<Sleeper>,
     pub(crate) tasks: Tasks,
@@ -146,6 +150,8 @@ pub(crate) struct Core {
     pub(crate) spin: Spin,
     /// How long it has spun in all.
     pub(crate) spun_ns: u64,
+    #[cfg(feature = "tracing")]
+    pub(crate) events: RefCell<crate::trace::CoreEvents>,
 }
 
 impl Core {
@@ -178,6 +184,7 @@ impl Core {
                 pauses: Pauses::new(settings.heartbeat_timeout_ms * NS_PER_MS / 4),
                 table: Table::new(),
                 listeners: Vec::new(),
+                outbound: Outbound::new(),
                 wheel: Wheel::new(now_ms),
                 sleepers: Table::new(),
                 tasks: Tasks::new(Arc::clone(&post)),
@@ -222,6 +229,8 @@ impl Core {
                 enter_failures: 0,
                 spin: Spin::new(u64::from(settings.spin_us) * 1_000, now_ns),
                 spun_ns: 0,
+                #[cfg(feature = "tracing")]
+                events: Default::default(),
             }),
         })
     }
@@ -344,6 +353,10 @@ impl Core {
             Outcome::Received(result) => self.on_received(id, last, result),
             Outcome::Sent(result, gather) => self.on_sent(id, result, gather),
             Outcome::Hangup(result) => self.on_hangup(id, result),
+            Outcome::Connected(result) => self.on_connected(id, result),
+            Outcome::Cancelled(result) if token.kind() == Some(Kind::CancelConnect) => {
+                self.on_connect_cancelled(id, result);
+            }
             Outcome::Cancelled(result) if id.index == NO_CONNECTION => {
                 self.on_accept_cancelled(id.generation, result);
             }
@@ -382,6 +395,7 @@ impl Core {
                     }
                 }
                 Timer::Listener(index) => self.accept_again(index),
+                Timer::Connect(id) => self.on_connect_timer(id),
                 Timer::Audit => self.begin_audit(),
                 Timer::Pressure => self.end_rest(),
             }
@@ -427,9 +441,13 @@ impl CoreCell {
         self.inspect();
         self.advance_drain();
         self.run_tasks();
-        let core = self.borrow_mut();
-        core.publish_counters();
-        Ok(core.drain.phase() != Phase::Down)
+        let is_up = {
+            let core = self.borrow_mut();
+            core.publish_counters();
+            core.drain.phase() != Phase::Down
+        };
+        traced!(self.tell());
+        Ok(is_up)
     }
 }
 

@@ -39,6 +39,8 @@ pub(crate) struct Seed {
     pub(crate) drain_within: Duration,
     pub(crate) hooks: Vec<Hook>,
     pub(crate) states: Vec<StateMaker>,
+    /// What its thread is called, if the server is a part of another one.
+    pub(crate) part: Option<&'static str>,
 }
 
 /// One core's listener of an address.
@@ -143,7 +145,8 @@ impl Crew {
     pub(crate) fn hire(&mut self, seed: Seed) -> Result<()> {
         let (ready_sender, ready) = channel();
         let (start, go) = channel();
-        let thread = thread::Builder::new().name(format!("slipring-{}", seed.info.cpu));
+        let name = seed.part.map_or_else(|| format!("slipring-{}", seed.info.cpu), str::to_owned);
+        let thread = thread::Builder::new().name(name);
         let thread = thread.spawn(move || seed.live(&ready_sender, &go));
         self.threads.push(thread.map_err(|error| {
             Error::os("start a core's thread", error).with_kind(ErrorKind::Resource)

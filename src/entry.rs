@@ -61,6 +61,8 @@ pub(crate) struct Entry {
     pub(crate) ended: Option<CloseReason>,
     /// It ends with a reset: a FIN would say to the peer that it got everything.
     pub(crate) resets: bool,
+    /// What it carries is another connection's too, so that a deadline is no clean end for it.
+    pub(crate) tied: bool,
     /// Why its handler ended it, if not by success.
     pub(crate) failed: Option<CloseReason>,
     /// Its handler had finished before the peer did.
@@ -76,7 +78,7 @@ pub(crate) struct Entry {
     /// How many holds there are on it, such as a [`Connection`](crate::Connection)'s halves; the
     /// last one closes.
     pub(crate) handles: u32,
-    /// Which of its core's listeners has accepted it.
+    /// Which of its core's listeners has accepted it, or [`OUTBOUND`].
     pub(crate) listener: u16,
 
     /// Received in all, what was thrown away included.
@@ -171,6 +173,7 @@ impl Entry {
             writer: Wake::Nobody,
             ended: None,
             resets: false,
+            tied: false,
             failed: None,
             served: false,
             busy: false,
@@ -187,6 +190,11 @@ impl Entry {
             handler: None,
             company: None,
         }
+    }
+
+    /// Whether this end has established it.
+    pub(crate) fn is_outbound(&self) -> bool {
+        self.listener == OUTBOUND
     }
 
     /// No handle is left: what remains is to close it well.
@@ -231,3 +239,6 @@ impl Entry {
         self.ended.or(self.failed).unwrap_or(finished)
     }
 }
+
+/// In place of a listener's number: it was not accepted.
+pub(crate) const OUTBOUND: u16 = u16::MAX;

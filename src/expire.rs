@@ -92,6 +92,9 @@ impl Core {
         self.end_message(id, Opened::ByLayer);
         let draining = self.drain.is_draining();
         let Some(entry) = self.table.get_mut(id) else { return true };
+        if entry.is_outbound() {
+            return false;
+        }
         entry.had_its_last = draining || entry.deadlines.is_retired();
         if entry.deadlines.is_retired() {
             entry.dismissed.get_or_insert(CloseReason::Lifetime);

@@ -8,7 +8,7 @@ use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use crate::conn::ConnectionId;
-use crate::connections::{ConnectionInfo, ConnectionState, Connections, SilentCore};
+use crate::connections::{ConnectionInfo, ConnectionState, Connections, Direction, SilentCore};
 use crate::control::Control;
 use crate::core::{Core, CoreCell};
 use crate::driver::Socket;
@@ -171,7 +171,7 @@ impl Handle {
 }
 
 /// As [`Handle::connections`], from a task of one of the cores.
-#[cfg_attr(not(test), expect(dead_code, reason = "for an admin endpoint on a core"))]
+#[cfg(any(test, feature = "admin"))]
 pub(crate) async fn inspect(control: &Control) -> Connections {
     let inquiry = Inquiry::put(control);
     let mut late = pin!(sleep(PATIENCE));
@@ -236,6 +236,7 @@ impl Core {
             id: ConnectionId { core: self.serial(), id },
             core,
             peer: entry.socket.as_ref().and_then(Socket::peer_addr),
+            direction: if entry.is_outbound() { Direction::Outbound } else { Direction::Inbound },
             listener: self.control.addr(entry.listener),
             state: entry.state(),
             ended: entry.ended,

@@ -34,6 +34,18 @@
 #![deny(rust_2018_idioms)]
 #![doc(test(attr(deny(warnings), allow(dead_code, unused_imports, unused_variables))))]
 
+/// Compiles a statement only with the feature `tracing`.
+macro_rules! traced {
+    ($($statement:tt)+) => {
+        #[cfg(feature = "tracing")]
+        {
+            $($statement)+;
+        }
+    };
+}
+
+#[cfg(feature = "admin")]
+mod admin;
 mod audience;
 mod audit;
 mod balance;
@@ -49,6 +61,7 @@ mod closing;
 mod compat;
 mod config;
 mod conn;
+mod connecting;
 mod connections;
 mod control;
 mod core;
@@ -79,6 +92,7 @@ mod mail;
 mod mailbox;
 mod memory;
 mod moves;
+pub mod net;
 #[cfg(feature = "blocking")]
 mod offload;
 mod outbox;
@@ -88,6 +102,7 @@ mod per_ip;
 mod post;
 mod preflight;
 mod pressure;
+mod prometheus;
 mod reason;
 mod receive;
 mod refusal;
@@ -95,6 +110,7 @@ mod refuse;
 mod report;
 #[cfg(feature = "hyper")]
 mod requests;
+mod route;
 mod send;
 mod server;
 mod shutdown;
@@ -112,19 +128,25 @@ mod sys;
 mod table;
 pub mod task;
 pub mod time;
+#[cfg(feature = "rustls")]
+pub mod tls;
 mod token;
+#[cfg(feature = "tracing")]
+mod trace;
 mod walk;
 mod watchdog;
 mod wheel;
 
 // The public interface is:
+#[cfg(feature = "admin")]
+pub use admin::Admin;
 pub use bind::ListenAddr;
 pub use buf::{Chunk, SendBuf};
 pub use census::{Ages, Census};
 pub use closing::Closing;
 pub use config::{Balance, Config, Explanation, HalfClose, Overload, ReportFormat};
 pub use conn::{Connection, ConnectionId};
-pub use connections::{ConnectionInfo, ConnectionState, Connections, SilentCore};
+pub use connections::{ConnectionInfo, ConnectionState, Connections, Direction, SilentCore};
 pub use deadline::DeadlineKind;
 pub use drain::Phase;
 pub use error::{Error, ErrorKind, Result};
@@ -138,8 +160,20 @@ pub use stalls::Stall;
 pub use stats::{CoreStats, Stats};
 pub use stop::StopMethod;
 
+/// Compiles the examples of the guide to observability.
+#[cfg(all(doctest, feature = "admin"))]
+#[doc = include_str!("../docs/observability.md")]
+#[derive(Debug)]
+pub struct Observability;
+
 /// Compiles the README's example.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 #[derive(Debug)]
 pub struct Readme;
+
+/// Compiles the examples of docs/tokio.md.
+#[cfg(all(doctest, feature = "tokio-io"))]
+#[doc = include_str!("../docs/tokio.md")]
+#[derive(Debug)]
+pub struct TokioGuide;

@@ -121,6 +121,12 @@ impl Listener {
         matches!(self.accept, Accept::BackingOff(_))
     }
 
+    /// Whether it waits for a place.
+    #[cfg(feature = "tracing")]
+    pub(crate) fn is_full(&self) -> bool {
+        self.accept == Accept::Full
+    }
+
     /// The socket, to be closed by whoever takes it.
     pub(crate) fn take_socket(&mut self) -> Option<Socket> {
         self.socket.take()
@@ -234,6 +240,7 @@ impl Core {
             Err(Errno(libc::EINTR | libc::EAGAIN | libc::ECANCELED)) => {}
             Err(Errno(errno)) => {
                 self.counters.accept_errors.add(1);
+                traced!(self.events.get_mut().accept_failed = (index, errno));
                 if !PEERS_FAULT.contains(&errno) {
                     self.back_off(index);
                 }
@@ -272,7 +279,8 @@ impl Core {
             |listener: &&Listener| matches!(listener.accept, Accept::Armed | Accept::Cancelling);
         let armed = self.listeners.iter().filter(armed).count();
         // One that may be rejected needs no place to be accepted.
-        self.table.len() - self.refused + if self.rejects() { 0 } else { armed }
+        let used = self.table.len() - self.refused + self.outbound.attempts.len();
+        used + if self.rejects() { 0 } else { armed }
     }
 
     /// There may be a place where there was none, or another core may need one.
@@ -377,10 +385,14 @@ impl Core {
 
     /// The times of a connection that a listener has just accepted.
     pub(crate) fn first_deadlines(&self, index: u32) -> Deadlines {
-        let jitter = jitter(self.table.next_id(), self.now_ns);
         let listener = &self.listeners[index as usize];
-        let beats = self.settings.heartbeat_ms > 0 && listener.heartbeat.is_some();
-        Deadlines::new(self.stamp_ms(), jitter, beats)
+        self.fresh_deadlines(self.settings.heartbeat_ms > 0 && listener.heartbeat.is_some())
+    }
+
+    /// The times of a connection that begins now.
+    pub(crate) fn fresh_deadlines(&self, with_heartbeat: bool) -> Deadlines {
+        let jitter = jitter(self.table.next_id(), self.now_ns);
+        Deadlines::new(self.stamp_ms(), jitter, with_heartbeat)
     }
 
     /// Makes an accepted socket a connection with a table entry, a deadline and a handler, before

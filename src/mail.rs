@@ -55,7 +55,7 @@ impl CoreCell {
                     let mut refused = false;
                     let spawn = || refused = spawn_task(self, Scope::Core, place, make()).is_err();
                     if !guarded(spawn) {
-                        self.borrow_mut().counters.panics.add(1);
+                        self.borrow_mut().count_panic(place);
                     }
                     self.borrow_mut().counters.tasks_refused.add(refused.into());
                 }
@@ -72,7 +72,7 @@ impl CoreCell {
         counters.running.set(place);
         counters.watch.poll_begins(coarse_ms());
         if !guarded(|| errand(self)) {
-            counters.panics.add(1);
+            self.borrow_mut().count_panic(place);
         }
         if counters.watch.poll_ends(place, coarse_ms()) {
             counters.stalls.add(1);

@@ -63,7 +63,9 @@ impl Core {
             entry.deadlines.begin_message(began_ms, Opened::ByRead, began_bytes);
         }
         let leaves = draining || entry.deadlines.is_retired();
-        let between = leaves && !entry.busy && !entry.deadlines.is_in_message();
+        // Who has connected waits for an answer, however quiet it is.
+        let begins = !entry.busy && !entry.is_outbound() && !entry.deadlines.is_in_message();
+        let between = leaves && begins;
         // What the kernel holds already will be here in the next turn, and is served; so is what
         // it has told of and nobody has heard.
         let quiet = between && entry.socket.as_ref().is_none_or(|it| it.unread_bytes() == 0);
@@ -158,8 +160,12 @@ impl Core {
             Ok(None) => {
                 entry.eof = true;
                 entry.receive = Receive::Over;
-                let busy = !entry.waits();
-                entry.deadlines.half_closed(self.now_ms);
+                // The end of what was asked for is no reason to hurry, or not to read it.
+                let asked = entry.is_outbound();
+                let busy = !entry.waits() && !asked;
+                if !asked {
+                    entry.deadlines.half_closed(self.now_ms);
+                }
                 self.tasks.wake(&mut entry.reader);
                 self.arm_deadline(id);
                 if busy && self.settings.half_close == HalfClose::Abort {

@@ -67,6 +67,16 @@ impl Core {
         Poll::Ready(Ok(count))
     }
 
+    /// Queues the last bytes of a layer that goes, whether or not there is room for them. A
+    /// connection that has ended, or whose side has, sends nothing more.
+    #[cfg(feature = "rustls")]
+    pub(crate) fn write_last(&mut self, id: Id, bytes: &[u8]) {
+        let sends = |entry: &Entry| entry.ended.is_none() && !entry.finishing;
+        if self.table.get(id).is_some_and(sends) && !bytes.is_empty() {
+            self.output(id, bytes.len()).write(bytes);
+        }
+    }
+
     /// Waits until the kernel has taken all output.
     pub(crate) fn poll_flush(&mut self, id: Id, cx: &mut Context<'_>) -> Poll<Result<()>> {
         let Some(entry) = self.table.get_mut(id) else {

@@ -14,6 +14,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "admin")]
+use crate::admin::{self, Admin};
 use crate::bind::{Hook, ListenAddr, bind};
 use crate::caps::Places;
 use crate::config::{Balance, Config, Settings};
@@ -74,6 +76,10 @@ pub struct Server {
     pub(crate) hooks: Vec<DrainHook>,
     pub(crate) states: Vec<StateMaker>,
     pub(crate) on_stall: Option<Arc<StallHook>>,
+    /// What its threads are called, if it is a part of another server.
+    pub(crate) part: Option<&'static str>,
+    #[cfg(feature = "admin")]
+    pub(crate) admin: Option<Admin>,
 }
 
 struct Endpoint {
@@ -114,6 +120,9 @@ impl Server {
             hooks: Vec::new(),
             states: Vec::new(),
             on_stall: None,
+            part: None,
+            #[cfg(feature = "admin")]
+            admin: None,
         }
     }
 
@@ -239,7 +248,10 @@ impl Server {
         let cpus = self.choose_cpus()?;
         let cores = cpus.len();
         self.check_places(&settings, cores)?;
-        machine::ensure_nofile(descriptors_needed(&settings, cores, self.endpoints.len()))?;
+        let needed = descriptors_needed(&settings, cores, self.endpoints.len());
+        #[cfg(feature = "admin")]
+        let needed = needed + self.admin.as_ref().map_or(0, Admin::descriptors);
+        machine::ensure_nofile(needed)?;
         let facts = Facts::read();
         let quota = facts.quota_cpus;
         let pin = machine::pins(settings.pin, quota, cores);
@@ -260,6 +272,9 @@ impl Server {
         }
 
         let (control, bells) = seats(&cpus, spin)?;
+        if self.part.is_some() {
+            traced!(control.events.be_quiet());
+        }
         let drain_within = Duration::from_millis(settings.drain_ms);
         let makers: Vec<Maker> = self.endpoints.iter().map(|e| e.maker.clone()).collect();
         let places =
@@ -267,24 +282,29 @@ impl Server {
         let mut crew = Crew::default();
         for (index, bell) in bells.into_iter().enumerate() {
             let info = CoreInfo { index, cpu: cpus[index], cores };
-            let (control, makers) = (Arc::clone(&control), makers.clone());
-            let places = Arc::clone(&places);
-            let (hooks, states) = (self.hooks.clone(), self.states.clone());
             crew.hire(Seed {
                 info,
                 settings,
                 pin,
                 bell,
-                control,
-                places,
-                makers,
+                control: Arc::clone(&control),
+                places: Arc::clone(&places),
+                makers: makers.clone(),
                 drain_within,
-                hooks,
-                states,
+                hooks: self.hooks.clone(),
+                states: self.states.clone(),
+                part: self.part,
             })?;
         }
         crew.all_ready()?;
         let signals = self.signals.then(|| Signals::install(&control, drain_within)).transpose()?;
+
+        #[cfg(feature = "admin")]
+        let (admin, farewell) = self
+            .admin
+            .map(|admin| admin.start(Handle::new(Arc::clone(&control), drain_within)))
+            .transpose()?
+            .unzip();
 
         for bound in &mut bound {
             bound.listen()?;
@@ -310,10 +330,23 @@ impl Server {
         let hook = self.on_stall.filter(|_| settings.stall_ms > 0);
         let watchdog = hook.map(|hook| watchdog::start(&control, hook, settings.stall_ms));
         let watchdog = watchdog.transpose()?;
-        control.keep(Belongings { signals, files });
+        control.keep(Belongings {
+            signals,
+            files,
+            #[cfg(feature = "admin")]
+            admin: farewell,
+        });
         let threads = crew.go(shares);
+        traced!(control.events.started(&self.config, &addrs, &cpus, pin, spin));
         let handle = Handle::new(control, drain_within);
-        Ok(Running { handle, threads, watchdog, addrs })
+        Ok(Running {
+            handle,
+            threads,
+            watchdog,
+            addrs,
+            #[cfg(feature = "admin")]
+            admin,
+        })
     }
 
     #[track_caller]
@@ -387,6 +420,8 @@ pub struct Running {
     threads: Vec<JoinHandle<()>>,
     watchdog: Option<JoinHandle<()>>,
     addrs: Vec<ListenAddr>,
+    #[cfg(feature = "admin")]
+    pub(crate) admin: Option<Box<Running>>,
 }
 
 impl Running {
@@ -411,6 +446,7 @@ impl Running {
     pub fn join(self) -> Result<DrainReport> {
         self.handle.wait_allowed("join a server")?;
         let report = self.handle.control().wait();
+        traced!(self.handle.control().events.joined(&report));
         // Of a server with a core that is stuck, nobody else will.
         self.handle.control().let_go();
         for (thread, core) in self.threads.into_iter().zip(report.cores()) {
@@ -423,10 +459,14 @@ impl Running {
             // The hook is anyone's as well.
             join_until(watchdog, || self.handle.control().is_over());
         }
-        match report.cores().iter().find_map(|core| core.failure.as_ref()) {
-            None => Ok(report),
-            Some(_) => Err(Error::new(ErrorKind::Panicked, "serve").because(report.to_string())),
+        #[cfg(feature = "admin")]
+        let admin = self.admin.map_or(Ok(()), |admin| admin::join(*admin, &report));
+        if report.cores().iter().any(|core| core.failure.is_some()) {
+            return Err(Error::new(ErrorKind::Panicked, "serve").because(report.to_string()));
         }
+        #[cfg(feature = "admin")]
+        admin?;
+        Ok(report)
     }
 }
 

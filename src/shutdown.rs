@@ -65,7 +65,8 @@ impl CoreCell {
             self.bury();
             let mut core = self.borrow_mut();
             // One whose socket is closed is only held by somebody who never lets it go.
-            let closed = core.table.iter().all(|(_, entry)| entry.socket.is_none());
+            let closed = core.table.iter().all(|(_, entry)| entry.socket.is_none())
+                && core.outbound.attempts.iter().all(|(_, attempt)| attempt.in_flight == 0);
             if closed || core.driver.now_ns() >= give_up_ns {
                 break;
             }
@@ -78,6 +79,7 @@ impl CoreCell {
         let (late_mail, inspections) = {
             let mut core = self.borrow_mut();
             let leaked = core.counters.leaked_operations.get() > 0;
+            core.drop_attempts(leaked);
             for id in core.table.ids().collect::<Vec<_>>() {
                 core.remove_forced(id, leaked);
             }
@@ -111,9 +113,14 @@ impl Core {
     /// Ends a connection in the cheapest way, as there may be very many: the close says to the peer
     /// that it is over, and only a send in flight has to be cut off before.
     fn force(&mut self, id: Id) {
-        self.note_survivor(id);
+        // All that a complete drain leaves is held by nobody who would use it.
+        let reason =
+            if self.drain.is_complete() { CloseReason::Drained } else { CloseReason::Forced };
+        if reason == CloseReason::Forced {
+            self.note_survivor(id);
+        }
         let Some(entry) = self.table.get_mut(id) else { return };
-        entry.ended.get_or_insert(CloseReason::Forced);
+        entry.ended.get_or_insert(reason);
         if let Some(socket) = entry.socket.as_ref().filter(|_| entry.sending_bytes > 0) {
             socket.shut(Shut::Both);
         }

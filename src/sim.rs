@@ -8,6 +8,8 @@
 
 mod books;
 mod by_hand;
+mod connect;
+mod connects;
 mod cores;
 mod deadlines;
 mod driver;
@@ -24,14 +26,16 @@ mod seams;
 mod tests;
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::rc::Rc;
 
 use crate::driver::{Completion, DriverCounters, Errno, Group, Name, Op, Outcome, Queue, Wait};
 use crate::sys::bufs::{Lease, Pool};
 use crate::sys::gather::Gather;
+use crate::table::Id;
 use crate::token::{Kind, Token};
+pub(crate) use connect::Met;
 pub(crate) use peer::Peer;
 
 pub(crate) use driver::{SimDriver, SimSocket};
@@ -55,6 +59,8 @@ pub(crate) struct World {
     ready: Vec<Completion>,
     /// The connections to the server, open or not, by descriptor.
     streams: BTreeMap<i32, Peer>,
+    /// Sockets that are to be connected.
+    unconnected: BTreeSet<i32>,
     /// Those whose descriptor is closed.
     past: Vec<Peer>,
     listener: Option<i32>,
@@ -86,6 +92,8 @@ pub(crate) struct Orders {
     pub(crate) cancels_missed: u32,
     /// What the next calls of `enter` answer.
     pub(crate) enter_errors: VecDeque<i32>,
+    /// What the next connects meet.
+    pub(crate) connects: VecDeque<Met>,
     /// One call of `enter` in so many is interrupted; 0 is none.
     pub(crate) interrupt_every: u64,
 }
@@ -98,6 +106,7 @@ impl Default for Orders {
             streams_max: usize::MAX,
             cancels_missed: 0,
             enter_errors: VecDeque::new(),
+            connects: VecDeque::new(),
             interrupt_every: 0,
         }
     }
@@ -126,6 +135,7 @@ impl World {
             running: Vec::new(),
             ready: Vec::new(),
             streams: BTreeMap::new(),
+            unconnected: BTreeSet::new(),
             past: Vec::new(),
             listener: None,
             backlog: VecDeque::new(),
@@ -156,8 +166,18 @@ impl World {
     /// How many operations name this slot and generation, wherever they are on their way.
     pub(crate) fn operations_of(&self, slot: u32, generation: u32) -> usize {
         let names = |token: Token| {
-            let of_a_connection = !matches!(token.kind(), Some(Kind::Accept));
+            let others = [Kind::Accept, Kind::Connect, Kind::CancelConnect];
+            let of_a_connection = !others.iter().any(|kind| token.kind() == Some(*kind));
             of_a_connection && token.slot() == slot && token.generation() == generation
+        };
+        self.tokens().filter(|token| names(*token)).count()
+    }
+
+    /// How many operations are of this attempt to connect.
+    pub(crate) fn operations_of_attempt(&self, id: Id) -> usize {
+        let names = |token: Token| {
+            let of_one = matches!(token.kind(), Some(Kind::Connect | Kind::CancelConnect));
+            of_one && (token.slot(), token.generation()) == (id.index, id.generation)
         };
         self.tokens().filter(|token| names(*token)).count()
     }
@@ -169,7 +189,7 @@ impl World {
     }
 
     pub(crate) fn open_sockets(&self) -> usize {
-        self.streams.len() + usize::from(self.listener.is_some())
+        self.streams.len() + self.unconnected.len() + usize::from(self.listener.is_some())
     }
 
     /// Accepted connections of which the core has not heard yet.
@@ -188,7 +208,8 @@ impl World {
     }
 
     fn free_fd(&self) -> i32 {
-        (3..).find(|fd| !self.streams.contains_key(fd) && self.listener != Some(*fd)).unwrap_or(3)
+        let taken = |fd: &i32| self.streams.contains_key(fd) || self.unconnected.contains(fd);
+        (3..).find(|fd| !taken(fd) && self.listener != Some(*fd)).unwrap_or(3)
     }
 
     /// Lets time pass.
@@ -307,6 +328,9 @@ impl World {
                 } else {
                     self.again(token, Op::Hangup { socket }, 0, cancelled);
                 }
+            }
+            Running { token, op: Op::Connect { socket, to }, cancelled, .. } => {
+                self.work_connect(token, socket, to, cancelled);
             }
             Running { token, op: Op::Cancel { target }, .. } => {
                 let ordered = self.orders.cancels_missed > 0;
@@ -430,9 +454,10 @@ impl World {
     fn close(&mut self, fd: i32) {
         let uses = |running: &Running| match running.op {
             Op::Accept { listener, .. } => listener.0 == fd,
-            Op::Receive { socket, .. } | Op::Send { socket, .. } | Op::Hangup { socket } => {
-                socket.0 == fd
-            }
+            Op::Receive { socket, .. }
+            | Op::Send { socket, .. }
+            | Op::Hangup { socket }
+            | Op::Connect { socket, .. } => socket.0 == fd,
             Op::Cancel { .. } => false,
         };
         let in_use = self.queued.iter().chain(&self.running).any(uses);
@@ -446,6 +471,8 @@ impl World {
             // What is in its queue is reset: tcp(7) does the same.
             let lost = self.backlog.drain(..).map(Peer::reset_by_close);
             self.past.extend(lost);
+        } else if self.unconnected.remove(&fd) {
+            // Nobody has heard of it.
         } else if let Some(peer) = self.streams.remove(&fd) {
             self.past.push(peer.closed());
         }

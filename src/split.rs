@@ -183,8 +183,23 @@ impl ReadHalf {
         NextChunk { half: self, so_far, waits: false }
     }
 
+    /// Polls for what comes behind the chunk that is being read, for a call that has `so_far` bytes
+    /// of a message already: one that has to wait amid a message opens it.
+    pub(crate) fn poll_next(
+        &mut self,
+        so_far: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Chunk>>> {
+        let Link { core, id } = &self.link;
+        let polled = core.borrow_mut().poll_receive(*id, so_far, cx);
+        if so_far > 0 && polled.is_pending() {
+            self.pieces.get_or_insert_default().in_message = true;
+        }
+        polled
+    }
+
     /// A call that reads a message has come to its end.
-    fn end_read(&mut self) {
+    pub(crate) fn end_read(&mut self) {
         if self.pieces.as_mut().is_some_and(|pieces| std::mem::take(&mut pieces.in_message)) {
             let Link { core, id } = &self.link;
             core.borrow_mut().end_message(*id, Opened::ByRead);
@@ -227,12 +242,8 @@ impl Future for NextChunk<'_> {
         if let Some(chunk) = half.take_partial() {
             return Poll::Ready(Ok(Some(chunk)));
         }
-        let Link { core, id } = &half.link;
-        let polled = core.borrow_mut().poll_receive(*id, *so_far, cx);
+        let polled = half.poll_next(*so_far, cx);
         *waits = polled.is_pending();
-        if *so_far > 0 && *waits {
-            half.pieces.get_or_insert_default().in_message = true;
-        }
         polled
     }
 }

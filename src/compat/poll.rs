@@ -7,7 +7,7 @@
 use std::future::Future;
 use std::io;
 use std::pin::pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use crate::conn::Link;
 use crate::split::ReadHalf;
@@ -18,12 +18,20 @@ impl ReadHalf {
     /// Whoever does not ask again after [`Poll::Pending`] still counts as waiting for input: the
     /// traits have no way to say that it does not any more.
     pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
-        if !self.has_partial() {
-            let Link { core, id } = &self.link;
-            let polled = core.borrow_mut().poll_receive(*id, 0, cx);
-            if let Some(chunk) = std::task::ready!(polled)? {
-                self.put_back(chunk);
-            }
+        self.poll_fill_amid(0, cx)
+    }
+
+    /// The same for a layer that has consumed `so_far` bytes of a unit that is still incomplete,
+    /// which it ends by [`ReadHalf::end_read`].
+    pub(crate) fn poll_fill_amid(
+        &mut self,
+        so_far: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<&[u8]>> {
+        if !self.has_partial()
+            && let Some(chunk) = ready!(self.poll_next(so_far, cx))?
+        {
+            self.put_back(chunk);
         }
         Poll::Ready(Ok(self.partial()))
     }
@@ -33,7 +41,7 @@ impl Link {
     /// Copies a part of `bytes` to the output, at least one byte, as soon as there is room.
     pub(super) fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let Link { core, id } = self;
-        Poll::Ready(Ok(std::task::ready!(core.borrow_mut().poll_write(*id, bytes, cx))?))
+        Poll::Ready(Ok(ready!(core.borrow_mut().poll_write(*id, bytes, cx))?))
     }
 
     pub(super) fn poll_write_vectored(
@@ -43,7 +51,7 @@ impl Link {
     ) -> Poll<io::Result<usize>> {
         let Link { core, id } = self;
         let polled = core.borrow_mut().poll_write_vectored(*id, pieces, cx);
-        Poll::Ready(Ok(std::task::ready!(polled)?))
+        Poll::Ready(Ok(ready!(polled)?))
     }
 
     /// What was accepted is delivered without anybody's waiting, and leaves with all other output
@@ -54,6 +62,6 @@ impl Link {
 
     pub(super) fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let shutdown = pin!(self.shutdown());
-        Poll::Ready(Ok(std::task::ready!(shutdown.poll(cx))?))
+        Poll::Ready(Ok(ready!(shutdown.poll(cx))?))
     }
 }

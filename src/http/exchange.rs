@@ -61,6 +61,10 @@ impl Exchange {
         self.unfinished.set(!self.http2.get());
     }
 
+    pub(super) fn is_amid_message(&self) -> bool {
+        self.unfinished.get()
+    }
+
     /// hyper waits for more input: of a message that has begun, if one has.
     pub(super) fn awaits(&self) {
         if self.unfinished.get() {

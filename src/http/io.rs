@@ -70,6 +70,14 @@ impl<T: Transport> HttpIo<T> {
     ) -> Poll<io::Result<()>> {
         let polled = Pin::new(&mut self.transport).poll_read(cx, buf);
         match polled {
+            // TLS clients may leave without a word where nothing can be missing (RFC 9112,
+            // section 9.8).
+            Poll::Ready(Err(error))
+                if error.kind() == io::ErrorKind::UnexpectedEof
+                    && !self.exchange.is_amid_message() =>
+            {
+                return Poll::Ready(Ok(()));
+            }
             Poll::Ready(_) => self.exchange.received(),
             Poll::Pending => self.exchange.awaits(),
         }

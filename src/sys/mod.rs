@@ -5,6 +5,7 @@
 pub(crate) mod affinity;
 pub(crate) mod bufs;
 pub(crate) mod clock;
+mod connects;
 mod files;
 pub(crate) mod filter;
 pub(crate) mod gather;

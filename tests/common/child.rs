@@ -31,7 +31,7 @@ pub fn again(test: &str, role: &str, through: &[&str]) -> Command {
 
 /// Makes the child end with the thread that starts it, and after two minutes in any case, or longer
 /// in a long run.
-fn tie(command: &mut Command) {
+pub fn tie(command: &mut Command) {
     let seconds = (SECONDS_MAX * slowness() * length()) as libc::c_uint;
     let tie = move || {
         // SAFETY: takes integers.
