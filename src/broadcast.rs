@@ -11,24 +11,25 @@
 //! use std::sync::Arc;
 //! use slipring::{Config, Connection, Server, broadcast};
 //!
-//! fn main() -> slipring::Result<()> {
-//!     let news = broadcast::Sender::<Arc<str>>::new(1024);
-//!     let server = Server::new(Config::default()).listen("127.0.0.1:7000", move |mut conn: Connection| {
-//!         let news = news.clone();
-//!         async move {
-//!             let mut receiver = news.subscribe()?;
-//!             loop {
-//!                 match receiver.recv().await {
-//!                     Ok(line) => conn.write(line.as_bytes()).await?,
-//!                     Err(broadcast::RecvError::Lagged(missed)) => {
-//!                         conn.write(format!("you missed {missed}\n").as_bytes()).await?;
-//!                     }
-//!                     Err(broadcast::RecvError::Closed) => return Ok(()),
-//!                 }
+//! type News = broadcast::Sender<Arc<str>>;
+//!
+//! async fn tell(mut conn: Connection, news: News) -> slipring::Result<()> {
+//!     let mut receiver = news.subscribe()?;
+//!     loop {
+//!         match receiver.recv().await {
+//!             Ok(line) => conn.write(line.as_bytes()).await?,
+//!             Err(broadcast::RecvError::Lagged(missed)) => {
+//!                 conn.write(format!("you missed {missed}\n").as_bytes()).await?;
 //!             }
+//!             Err(broadcast::RecvError::Closed) => return Ok(()),
 //!         }
-//!     });
-//!     server.run().map(drop)
+//!     }
+//! }
+//!
+//! fn main() -> slipring::Result<()> {
+//!     let news = News::new(1024);
+//!     let tell = move |conn| tell(conn, news.clone());
+//!     Server::new(Config::default()).listen("127.0.0.1:7000", tell).run().map(drop)
 //! }
 //! ```
 

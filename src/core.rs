@@ -1,7 +1,8 @@
 //! One core: what it owns, and one turn of its loop.
 //!
 //! ```text
-//! post the mail, flush outputs, re-arm receives -> enter the kernel once: submit, (spin,) wait, time-out
+//! post the mail, flush outputs, re-arm receives
+//! -> enter the kernel once: submit, (spin,) wait, time-out
 //! -> take completions -> read the mail -> expire deadlines -> advance the drain -> poll tasks
 //! ```
 //! No code of a handler runs while the core is borrowed: futures and foreign wakers are taken

@@ -64,7 +64,8 @@ pub fn current() -> Result<CoreInfo> {
     Ok(local::current("cores::current")?.borrow_mut().info)
 }
 
-/// What [`Server::state`] has made for the core of the calling thread, in handlers, tasks and calls.
+/// What [`Server::state`] has made for the core of the calling thread; for handlers, tasks and
+/// calls.
 ///
 /// A handler asks once and keeps it: each call looks it up.
 ///

@@ -1,5 +1,5 @@
-//! Broadcasts: everybody gets everything in order, on whatever core, whoever sends; the slow are told
-//! exactly what they have missed, and nobody waits for them.
+//! Broadcasts: everybody gets everything in order, on whatever core, whoever sends; the slow are
+//! told exactly what they have missed, and nobody waits for them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};

@@ -1,6 +1,6 @@
 //! The chat example, with plain TCP clients on two cores: everybody gets everything in the order of
-//! each who has said it, one who is slow is told what it has missed and keeps nobody up, and a drain
-//! says goodbye to all.
+//! each who has said it, one who is slow is told what it has missed and keeps nobody up, and a
+//! drain says goodbye to all.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;

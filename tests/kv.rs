@@ -211,8 +211,11 @@ fn input_may_be_cut_anywhere_and_lines_of_words_are_requests_too() {
         &requests(&["del a b l"]),
     ]
     .concat();
-    let reply = "+OK\r\n+OK\r\n*3\r\n$1\r\n1\r\n$1\r\n2\r\n$-1\r\n:2\r\n*2\r\n$1\r\ny\r\n$1\r\nx\r\n\
-                 +PONG\r\n$1\r\n1\r\n$1\r\n2\r\n:3\r\n";
+    let reply = [
+        "+OK\r\n+OK\r\n*3\r\n$1\r\n1\r\n$1\r\n2\r\n$-1\r\n:2\r\n*2\r\n$1\r\ny\r\n$1\r\nx\r\n",
+        "+PONG\r\n$1\r\n1\r\n$1\r\n2\r\n:3\r\n",
+    ]
+    .concat();
     let mut stream = connect(kv.addr);
     for cut in 0..whole.len() {
         stream.write_all(&whole[..cut]).expect("send");

@@ -7,7 +7,8 @@ use crate::commands::{Command, Keys};
 use crate::replies::{Replies, Reply, answer_all};
 use crate::resp;
 
-/// Requests of one client, by the core that is to answer them, and how the replies are put together.
+/// Requests of one client, by the core that is to answer them, and how the replies are put
+/// together.
 pub(crate) struct Batch {
     core: CoreInfo,
     parts: Vec<Vec<u8>>,
