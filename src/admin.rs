@@ -18,7 +18,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::handle::Handle;
 use crate::http::Http;
 use crate::report::DrainReport;
-use crate::server::{Running, Server};
+use crate::running::Running;
+use crate::server::Server;
 
 mod desk;
 mod guard;
@@ -231,6 +232,8 @@ fn config() -> Config {
         .write_stall_ms(10_000)
         .lifetime_ms(3_600_000)
         .force_grace_ms(1)
+        // At its end there is no time to hold off who is just about to connect.
+        .syn_quiesce_ms(0)
         .stall_ms(0)
 }
 

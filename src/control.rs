@@ -28,6 +28,8 @@ pub(crate) struct Control {
     seats: Vec<Seat>,
     /// Where the server listens, in the order of the cores' listeners; set before they accept.
     addrs: OnceLock<Vec<ListenAddr>>,
+    /// The sockets that were passed in, with the cores that accept from each.
+    kept: OnceLock<Vec<(ListenAddr, Vec<usize>)>>,
     ended: Mutex<Vec<Option<CoreReport>>>,
     belongings: Mutex<Option<Belongings>>,
     /// Which cores were told to leave while the others go on.
@@ -59,12 +61,14 @@ impl Control {
         let leaving = Mutex::new(vec![false; seats.len()]);
         let ended = Mutex::new(seats.iter().map(|_| None).collect());
         let deadline_ns = AtomicU64::new(u64::MAX);
-        let (addrs, news, belongings) = (OnceLock::new(), Condvar::new(), Mutex::new(None));
+        let (addrs, kept) = (OnceLock::new(), OnceLock::new());
+        let (news, belongings) = (Condvar::new(), Mutex::new(None));
         Control {
             epoch,
             deadline_ns,
             seats,
             addrs,
+            kept,
             ended,
             belongings,
             leaving,
@@ -74,8 +78,13 @@ impl Control {
         }
     }
 
-    pub(crate) fn set_addrs(&self, addrs: Vec<ListenAddr>) {
+    pub(crate) fn set_listeners(
+        &self,
+        addrs: Vec<ListenAddr>,
+        kept: Vec<(ListenAddr, Vec<usize>)>,
+    ) {
         self.addrs.get_or_init(|| addrs);
+        self.kept.get_or_init(|| kept);
     }
 
     pub(crate) fn keep(&self, belongings: Belongings) {
@@ -156,12 +165,25 @@ impl Control {
         self.news.notify_all();
     }
 
-    /// Tells one core to leave, and returns by when. `None` if no other core would be left.
-    pub(crate) fn retire(&self, core: usize, within: Duration) -> Option<u64> {
+    /// Tells one core to leave, and returns by when.
+    ///
+    /// # Errors
+    /// Why it has to stay: no other core would be left, or none at a socket that was passed in, and
+    /// nobody would serve its queue.
+    pub(crate) fn retire(&self, core: usize, within: Duration) -> Result<u64, String> {
         let mut leaving = self.leaving.lock().unwrap_or_else(|poison| poison.into_inner());
         let stays = |(other, leaves): (usize, &bool)| other != core && !leaves;
         if !leaving.iter().enumerate().any(stays) {
-            return None;
+            return Err("no other core would be left; drain the server instead".to_owned());
+        }
+        for (addr, users) in self.kept.get().into_iter().flatten() {
+            let alone = !users.iter().any(|other| stays((*other, &leaving[*other])));
+            if alone && users.contains(&core) {
+                return Err(format!(
+                    "nobody else accepts from its socket of {addr}, which was passed in and stays \
+                     open; drain the server instead"
+                ));
+            }
         }
         leaving[core] = true;
         let deadline_ns = self.deadline_within(within);
@@ -169,7 +191,7 @@ impl Control {
         traced!(self.events.retire_ordered(core, within));
         // A core that has ended already needs no telling.
         let _ = self.seats[core].post.post(Message::Retire(deadline_ns));
-        Some(deadline_ns)
+        Ok(deadline_ns)
     }
 
     /// Waits for one core's end as [`Control::wait`] does for all.
@@ -254,14 +276,25 @@ impl Control {
     /// Waits for the server's end, no longer than so long. True when it has ended, or a core is so
     /// late that nobody waits for it.
     pub(crate) fn has_ended_within(&self, time: Duration) -> bool {
-        let until = Instant::now() + time;
+        self.has_ended_or(time, || false)
+    }
+
+    /// As [`Control::has_ended_within`]; but it also comes back when a drain is ordered, or one
+    /// with another deadline.
+    #[cfg(feature = "systemd")]
+    pub(crate) fn has_ended_or_is_ordered(&self, known_ns: u64, time: Duration) -> bool {
+        self.has_ended_or(time, || self.deadline_ns() != known_ns)
+    }
+
+    fn has_ended_or(&self, time: Duration, enough: impl Fn() -> bool) -> bool {
+        let begun = Instant::now();
         let mut ended = self.lock();
         loop {
             if ended.iter().all(Option::is_some) || self.is_over() {
                 return true;
             }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            let left = time.saturating_sub(begun.elapsed());
+            if left.is_zero() || enough() {
                 return false;
             }
             let waited = self.news.wait_timeout(ended, left);
@@ -272,6 +305,16 @@ impl Control {
     /// Whether the time is up that [`Control::wait`] would wait for at most.
     pub(crate) fn is_over(&self) -> bool {
         self.time_until_stuck(self.deadline_ns()).is_none()
+    }
+
+    /// How many turns each core has made; `None` for those that have ended.
+    #[cfg(feature = "systemd")]
+    pub(crate) fn turns(&self) -> Vec<Option<u64>> {
+        let ended = self.lock();
+        let up = |(seat, end): (&Seat, &Option<CoreReport>)| {
+            end.is_none().then(|| seat.counters.turns.get())
+        };
+        self.seats.iter().zip(ended.iter()).map(up).collect()
     }
 
     pub(crate) fn stats(&self) -> Stats {

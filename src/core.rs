@@ -407,6 +407,7 @@ impl Core {
 
     /// Publishes what the driver counts.
     pub(crate) fn publish_counters(&self) {
+        self.counters.turns.set(self.turn);
         let driver = self.driver.counters();
         self.counters.enters.set(driver.enters);
         self.counters.submissions.set(driver.submissions);

@@ -1,7 +1,7 @@
 //! The cores' threads: how they start together, and the whole life of each.
 
-use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
@@ -22,7 +22,7 @@ use crate::machine::Facts;
 use crate::refusal;
 use crate::report::CoreReport;
 use crate::server::{CoreInfo, Maker};
-use crate::stop::Membership;
+use crate::share::Share;
 use crate::sys::affinity;
 use crate::sys::uring::{RingSetup, Uring};
 use crate::sys::wake::EventFd;
@@ -43,9 +43,6 @@ pub(crate) struct Seed {
     pub(crate) part: Option<&'static str>,
 }
 
-/// One core's listener of an address.
-pub(crate) type Share = (OwnedFd, Option<Membership>);
-
 impl Seed {
     /// The whole life of a core.
     fn live(mut self, ready: &Sender<Result<()>>, go: &Receiver<Vec<Share>>) {
@@ -61,16 +58,22 @@ impl Seed {
             self.makers.iter().map(|it| ((it.make)(&self.info), it.clone())).collect();
         let _ = ready.send(Ok(()));
         // No word means that another core could not be started.
-        let Ok(sockets) = go.recv() else { return };
+        let Ok(shares) = go.recv() else { return };
         {
             let mut core = core.borrow_mut();
             (core.info, core.hooks) = (self.info, std::mem::take(&mut self.hooks));
             core.states = states;
-            for ((socket, membership), (handler, maker)) in sockets.into_iter().zip(handlers) {
-                let listener = Listener::new(Socket::Os(socket), handler, maker.place);
-                let listener = listener.with_heartbeat(maker.heartbeat).in_group(membership);
+            for share in shares {
+                let (handler, maker) = &handlers[share.endpoint];
+                let socket = Socket::Os(share.socket);
+                let listener = Listener::new(socket, Rc::clone(handler), maker.place)
+                    .with_heartbeat(maker.heartbeat.clone())
+                    .in_group(share.membership)
+                    .left_to(share.kept);
                 core.listeners.push(listener);
             }
+            // The listeners have them, until the core is down.
+            drop(handlers);
         }
         let failure = self.serve(&core);
         let account = core.borrow_mut().account();

@@ -46,6 +46,7 @@ macro_rules! traced {
 
 #[cfg(feature = "admin")]
 mod admin;
+mod adopt;
 mod audience;
 mod audit;
 mod balance;
@@ -111,8 +112,10 @@ mod report;
 #[cfg(feature = "hyper")]
 mod requests;
 mod route;
+mod running;
 mod send;
 mod server;
+mod share;
 mod shutdown;
 mod signals;
 #[cfg(test)]
@@ -125,6 +128,8 @@ mod stalls;
 mod stats;
 mod stop;
 mod sys;
+#[cfg(feature = "systemd")]
+pub mod systemd;
 mod table;
 pub mod task;
 pub mod time;
@@ -153,7 +158,8 @@ pub use error::{Error, ErrorKind, Result};
 pub use handle::Handle;
 pub use leftover::TaskCount;
 pub use report::{CloseCounts, CloseReason, CoreReport, DrainReport, PhaseTimes};
-pub use server::{CoreInfo, Running, Server};
+pub use running::Running;
+pub use server::{CoreInfo, Server};
 pub use spin::SpinState;
 pub use split::{ReadHalf, WriteHalf};
 pub use stalls::Stall;
@@ -165,6 +171,13 @@ pub use stop::StopMethod;
 #[doc = include_str!("../docs/observability.md")]
 #[derive(Debug)]
 pub struct Observability;
+/// Compiles the examples of the documents for those who come from elsewhere.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/from-tokio.md")]
+#[doc = include_str!("../docs/from-go.md")]
+#[doc = include_str!("../docs/from-tokio-uring.md")]
+#[derive(Debug)]
+pub struct Migration;
 
 /// Compiles the README's example.
 #[cfg(doctest)]

@@ -6,6 +6,7 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::adopt::Kept;
 use crate::conn::Link;
 use crate::core::{Core, Timer};
 use crate::deadline::{DeadlineKind, Deadlines};
@@ -41,6 +42,8 @@ pub(crate) struct Listener {
     accepted_turn: u64,
     /// How many are still taken from its queue once a drain has no time left.
     last_call: u32,
+    /// It was passed in: whoever keeps it open has what is in its queue at the end.
+    pub(crate) kept: Option<Arc<Kept>>,
     /// What asks a silent peer for a sign of life.
     heartbeat: Option<Arc<[u8]>>,
 }
@@ -77,6 +80,7 @@ impl Listener {
             back_off_ms: BACK_OFF_MS_MIN,
             accepted_turn: 0,
             last_call: 0,
+            kept: None,
             heartbeat: None,
         }
     }
@@ -168,9 +172,9 @@ impl Core {
             let draining = !self.drain.accepts();
             let late = draining && self.drain.is_late(self.now_ns);
             let Listener { receives_once, last_call, .. } = self.listeners[index as usize];
-            let shared = self.retired && receives_once;
-            if draining && shared && (late || last_call == 0) {
-                // A Unix socket's queue is shared: the cores that stay serve the rest of it.
+            let shared = draining && self.is_shared(index);
+            if shared && (late || last_call == 0) {
+                // The queue is shared: somebody else serves the rest of it.
                 self.queue_is_empty(index);
                 break;
             }
@@ -203,7 +207,7 @@ impl Core {
                 }
                 result => {
                     budget -= 1;
-                    listener.last_call -= u32::from(late || (draining && shared));
+                    listener.last_call -= u32::from(late || shared);
                     self.counters.queue_taken.add(u64::from(draining && result.is_ok()));
                     match result {
                         // A handler would only be dropped again.
@@ -351,7 +355,8 @@ impl Core {
     /// Waits before the next try, longer each time: what is short of descriptors or memory is not
     /// helped by trying at once. The connections wait in the kernel's queue meanwhile.
     fn back_off(&mut self, index: u32) {
-        if self.drain.is_late(self.now_ns) {
+        let left = self.listeners[index as usize].is_kept() && !self.drain.accepts();
+        if left || self.drain.is_late(self.now_ns) {
             self.abandon_queue(index);
             return;
         }
@@ -391,7 +396,7 @@ impl Core {
 
     /// The times of a connection that begins now.
     pub(crate) fn fresh_deadlines(&self, with_heartbeat: bool) -> Deadlines {
-        let jitter = jitter(self.table.next_id(), self.now_ns);
+        let jitter = self.table.next_id().jitter(self.now_ns);
         Deadlines::new(self.stamp_ms(), jitter, with_heartbeat)
     }
 
@@ -427,7 +432,8 @@ impl Core {
     /// its queue is empty.
     pub(crate) fn stop_accept(&mut self) {
         for index in 0..self.listeners.len() {
-            self.listeners[index].last_call = self.settings.backlog;
+            let listener = &mut self.listeners[index];
+            listener.last_call = listener.last_call_of(self.settings.backlog, self.retired);
             match self.listeners[index].accept {
                 Accept::Armed => self.cancel_accept(index as u32),
                 Accept::Cancelling => {}
@@ -450,8 +456,10 @@ impl Core {
     fn abandon_queue(&mut self, index: u32) {
         let listener = &mut self.listeners[index as usize];
         listener.accept = Accept::Off;
-        let queued = listener.socket.as_ref().map_or(0, Socket::queued_connections);
-        self.counters.queue_abandoned.add(queued);
+        if !listener.is_kept() {
+            let queued = listener.socket.as_ref().map_or(0, Socket::queued_connections);
+            self.counters.queue_abandoned.add(queued);
+        }
         self.close_listener(index);
     }
 
@@ -459,12 +467,6 @@ impl Core {
     pub(crate) fn take_handlers(&mut self) -> Vec<Handler> {
         self.listeners.iter_mut().filter_map(|listener| listener.handler.take()).collect()
     }
-}
-
-/// What tells the connections apart that were accepted in one go, evenly spread.
-fn jitter(id: Id, now_ns: u64) -> u16 {
-    let lot = u64::from(id.index).wrapping_add(now_ns).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    (lot >> 48) as u16
 }
 
 fn accept_token(index: u32) -> Token {

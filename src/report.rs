@@ -230,8 +230,8 @@ impl DrainReport {
 
     /// The report as one line of JSON, with the keys `accepted`, `connected`, `closed` (by reason),
     /// `connect_failures` (by class), `handed_over`, `forced`, `tasks_forced`, `tasks_refused`,
-    /// `abandoned_bytes`, `leaked_operations`, `idle_races`, `queue_abandoned`, `phases_ms`,
-    /// `cores`, `balanced`.
+    /// `abandoned_bytes`, `leaked_operations`, `idle_races`, `queue_abandoned`, `queue_left`,
+    /// `phases_ms`, `cores`, `balanced`.
     #[must_use]
     pub fn to_json(&self) -> String {
         let total = self.total();
@@ -249,6 +249,7 @@ impl DrainReport {
             .number("leaked_operations", total.leaked_operations)
             .number("idle_races", total.idle_races)
             .number("queue_abandoned", total.queue_abandoned)
+            .number("queue_left", total.queue_left)
             .raw("phases_ms", &phases_json(&self.phases()))
             .raw("cores", &format!("[{}]", cores.join(",")))
             .bool("balanced", self.is_balanced())
@@ -337,6 +338,9 @@ impl fmt::Display for DrainReport {
         }
         if total.queue_abandoned > 0 {
             writeln!(f, "  {} were reset in a listener's queue", total.queue_abandoned)?;
+        }
+        if total.queue_left > 0 {
+            writeln!(f, "  {} were left in queues that others keep", total.queue_left)?;
         }
         if total.leaked_operations > 0 {
             writeln!(f, "  {} operations leaked", total.leaked_operations)?;
@@ -442,6 +446,7 @@ mod tests {
             "leaked_operations",
             "idle_races",
             "queue_abandoned",
+            "queue_left",
             "phases_ms",
             "cores",
             "balanced",
@@ -469,10 +474,11 @@ mod tests {
         let clean = report.to_string();
         assert!(!clean.contains("queue") && !clean.contains("idle when"), "{clean}");
         report.cores[0].stats.idle_races = 2;
-        report.cores[0].stats.queue_abandoned = 5;
+        (report.cores[0].stats.queue_abandoned, report.cores[0].stats.queue_left) = (5, 7);
         let text = report.to_string();
         assert!(text.contains("2 were closed as idle when more came"), "{text}");
         assert!(text.contains("5 were reset in a listener's queue"), "{text}");
+        assert!(text.contains("7 were left in queues that others keep"), "{text}");
     }
 
     #[test]

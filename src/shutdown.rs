@@ -151,13 +151,18 @@ impl Core {
     /// What a drain would have taken from the queues, and a core that has failed has left there,
     /// gets a FIN; a close of the listeners would reset it.
     fn empty_queues(&mut self) {
-        let sockets = self.listeners.iter_mut().filter_map(|listener| listener.take_socket());
-        for socket in sockets.collect::<Vec<_>>() {
-            for _ in 0..self.settings.backlog {
+        for index in 0..self.listeners.len() {
+            let listener = &mut self.listeners[index];
+            let kept = listener.is_kept();
+            self.counters.queue_left.add(listener.left_queued());
+            let Some(socket) = listener.take_socket() else { continue };
+            let ours = if kept { 0 } else { self.settings.backlog };
+            for _ in 0..ours {
                 let Ok(connection) = socket.accept_now() else { break };
                 self.turn_away(connection);
             }
-            self.counters.queue_abandoned.add(socket.queued_connections());
+            let reset = if kept { 0 } else { socket.queued_connections() };
+            self.counters.queue_abandoned.add(reset);
             if self.counters.leaked_operations.get() > 0 {
                 // The kernel may still use its descriptor.
                 std::mem::forget(socket);

@@ -153,6 +153,8 @@ counters! {
     bytes_sent sum "sent_bytes_total",
     /// Bytes that a handler had sent and the kernel had not taken when a connection was ended.
     bytes_abandoned sum "abandoned_bytes_total",
+    /// Turns of the loop.
+    turns sum "turns_total",
     /// Calls of `io_uring_enter`.
     enters sum "enters_total",
     /// Spins before blocking that have found something to do.
@@ -185,6 +187,9 @@ counters! {
     /// Connections that were reset in a listener's queue, as a drain had no time left to take them
     /// or no descriptor.
     queue_abandoned sum "queue_abandoned_total",
+    /// Connections left in the queues of sockets that were passed in, for whoever keeps those. Of
+    /// Unix sockets the kernel does not say.
+    queue_left sum "queue_left_total",
     /// Connections taken from the listeners' queues after they had stopped accepting.
     queue_taken sum "queue_taken_total",
     /// Connections on which input came after they had been closed as idle: it was not read.

@@ -9,6 +9,8 @@ mod connects;
 mod files;
 pub(crate) mod filter;
 pub(crate) mod gather;
+#[cfg(feature = "systemd")]
+pub(crate) mod inherit;
 pub(crate) mod limits;
 mod pages;
 pub(crate) mod place;
