@@ -49,9 +49,9 @@ for port in $kv_port $redis_port; do
     done
 done
 
-# In clock ticks, of which there are 100 a second: proc(5), utime and stime.
-ticks() {
-    awk '{ print $14 + $15 }' "/proc/$1/stat"
+# CPU time of all threads in nanoseconds: sched-stats in the kernel's documentation.
+cpu_ns() {
+    cat "/proc/$1"/task/*/schedstat | awk '{ ns += $1 } END { printf "%.0f", ns }'
 }
 
 # The requests of a command, as redis-benchmark takes them. Keys are chosen among 100 000, and what
@@ -70,15 +70,15 @@ declare -A asks=(
 # measure NAME PORT PID COMMAND PIPELINE REQUESTS: requests a second, microseconds of CPU for each.
 measure() {
     local before after rate
-    before=$(ticks "$3")
+    before=$(cpu_ns "$3")
     # shellcheck disable=SC2086 # These are words.
     rate=$(taskset -c "$load_cpu" redis-benchmark -p "$2" -c 50 -P "$5" -n "$6" --csv \
         ${asks[$4]} 2> /dev/null | tail -1 | awk -F'","' '{ print $2 }')
-    after=$(ticks "$3")
+    after=$(cpu_ns "$3")
     awk -v name="$1" -v command="$4" -v pipeline="$5" -v requests="$6" -v rate="$rate" \
-        -v ticks=$((after - before)) 'BEGIN {
+        -v ns=$((after - before)) 'BEGIN {
             printf "%s,%s,%d,%d,%.0f,%.3f\n", name, command, pipeline, requests, rate,
-                ticks * 10000 / requests }'
+                ns / 1000 / requests }'
 }
 
 raw=$out/raw.csv
@@ -89,8 +89,8 @@ for pipeline in 1 16; do
             # What is to be read, and a first look at the pace.
             # shellcheck disable=SC2086 # It is two words.
             case $command in
-            get | mget) measure - $server set 16 300000 ;;
-            lpop) measure - $server lpush 16 2000000 ;;
+            get | mget) measure - $server set 16 200000 ;;
+            lpop) measure - $server lpush 16 $((50000 * rounds * seconds)) ;;
             lrange)
                 redis-cli -p "${server% *}" del mylist
                 measure - $server lpush 16 1000

@@ -49,7 +49,7 @@ impl Store {
     }
 
     /// Removes some of those whose time has come, and says after what time to look again, if ever.
-    fn sweep(&mut self) -> Option<Duration> {
+    pub(crate) fn sweep(&mut self) -> Option<Duration> {
         for _ in 0..SWEPT_MAX {
             let (at, key) = self.expiring.first()?;
             if *at > Instant::now() {

@@ -62,12 +62,16 @@ impl Store {
         true
     }
 
-    /// Whether so many bytes may be added, in so many pieces.
+    /// Whether so many bytes may be added, in so many pieces. What has expired makes room.
     ///
     /// # Errors
     /// What Redis says where it may evict nothing.
-    pub(crate) fn check_room(&self, bytes: usize, pieces: usize) -> Result<(), &'static str> {
-        let full = self.bytes + bytes + pieces * ENTRY_BYTES > self.bytes_max;
+    pub(crate) fn check_room(&mut self, bytes: usize, pieces: usize) -> Result<(), &'static str> {
+        let more = bytes + pieces * ENTRY_BYTES;
+        if self.bytes + more > self.bytes_max {
+            self.sweep();
+        }
+        let full = self.bytes + more > self.bytes_max;
         if full { Err("-OOM command not allowed when used memory > 'maxmemory'.") } else { Ok(()) }
     }
 
