@@ -158,6 +158,11 @@ pub use stalls::Stall;
 pub use stats::{CoreStats, Stats};
 pub use stop::StopMethod;
 
+/// Compiles the examples of the guide to observability.
+#[cfg(all(doctest, feature = "admin"))]
+#[doc = include_str!("../docs/observability.md")]
+#[derive(Debug)]
+pub struct Observability;
 /// Compiles the examples of the documents for those who come from elsewhere.
 #[cfg(doctest)]
 #[doc = include_str!("../docs/from-tokio.md")]
@@ -165,12 +170,6 @@ pub use stop::StopMethod;
 #[doc = include_str!("../docs/from-tokio-uring.md")]
 #[derive(Debug)]
 pub struct Migration;
-
-/// Compiles the examples of the guide to observability.
-#[cfg(all(doctest, feature = "admin"))]
-#[doc = include_str!("../docs/observability.md")]
-#[derive(Debug)]
-pub struct Observability;
 
 /// Compiles the README's example.
 #[cfg(doctest)]

@@ -396,7 +396,7 @@ impl Core {
 
     /// The times of a connection that begins now.
     pub(crate) fn fresh_deadlines(&self, with_heartbeat: bool) -> Deadlines {
-        let jitter = jitter(self.table.next_id(), self.now_ns);
+        let jitter = self.table.next_id().jitter(self.now_ns);
         Deadlines::new(self.stamp_ms(), jitter, with_heartbeat)
     }
 
@@ -467,12 +467,6 @@ impl Core {
     pub(crate) fn take_handlers(&mut self) -> Vec<Handler> {
         self.listeners.iter_mut().filter_map(|listener| listener.handler.take()).collect()
     }
-}
-
-/// What tells the connections apart that were accepted in one go, evenly spread.
-fn jitter(id: Id, now_ns: u64) -> u16 {
-    let lot = u64::from(id.index).wrapping_add(now_ns).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    (lot >> 48) as u16
 }
 
 fn accept_token(index: u32) -> Token {

@@ -1,4 +1,4 @@
-//! A server that serves, and the wait for its end.
+//! A server while it serves, and waiting for its end.
 
 use std::thread::JoinHandle;
 

@@ -73,12 +73,12 @@ pub struct Server {
     signals: bool,
     pub(crate) hooks: Vec<DrainHook>,
     pub(crate) on_stall: Option<Arc<StallHook>>,
-    #[cfg(feature = "systemd")]
-    pub(crate) on_notify_error: Option<Arc<crate::systemd::NotifyHook>>,
     /// What its threads are called, if it is a part of another server.
     pub(crate) part: Option<&'static str>,
     #[cfg(feature = "admin")]
     pub(crate) admin: Option<Admin>,
+    #[cfg(feature = "systemd")]
+    pub(crate) on_notify_error: Option<Arc<crate::systemd::NotifyHook>>,
 }
 
 struct Endpoint {
@@ -125,11 +125,11 @@ impl Server {
             signals: false,
             hooks: Vec::new(),
             on_stall: None,
-            #[cfg(feature = "systemd")]
-            on_notify_error: None,
             part: None,
             #[cfg(feature = "admin")]
             admin: None,
+            #[cfg(feature = "systemd")]
+            on_notify_error: None,
         }
     }
 
