@@ -213,7 +213,7 @@ fn what_is_no_tls_is_refused_with_a_word_and_without_a_reset() {
     let (running, addr, told) = serve(config(), server(&[]), echo);
     let http = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
     let wrong = [22, 3, 1, 0, 5, 9, 9, 9, 9, 9];
-    for (garbage, hint) in [(&http[..], true), (&bytes(5, 20_000), true), (&wrong[..], false)] {
+    for (garbage, hint) in [(&http[..], true), (bytes(5, 20_000), true), (&wrong[..], false)] {
         let mut stream = connect(addr);
         stream.write_all(garbage).expect("send");
         let mut answer = Vec::new();
@@ -300,8 +300,9 @@ fn a_record_that_drips_in_has_a_deadline_and_an_idle_stream_another() {
     dripping.sock.set_read_timeout(Some(Duration::from_millis(10))).expect("set a time limit");
     let dripped = (0..200).take_while(|_| {
         let sent = dripping.sock.write_all(&[0]).is_ok();
-        sent && dripping.sock.read(&mut [0; 4096]).is_ok_and(|count| count > 0)
-            || sent && running.handle().stats().total().live > 0
+        // Gives it time.
+        let _ = dripping.sock.read(&mut [0; 4096]);
+        sent && running.handle().stats().total().live > 0
     });
     assert!(dripped.count() < 200, "the whole record came through");
     assert_eq!(outcome(&told).expect_err("a deadline").0, ErrorKind::TimedOut);
@@ -441,7 +442,7 @@ where
         async move {
             let result = async move { handle(acceptor.accept(conn).await?).await }.await;
             let words = |error: &slipring::Error| (error.kind(), error.to_string());
-            let _ = sender.send(result.as_ref().map(|()| ()).map_err(words));
+            let _ = sender.send(result.as_ref().map_err(words).copied());
             result
         }
     });
