@@ -36,14 +36,16 @@ fn curl_gets_what_the_http_example_promises() {
         let body = "b".repeat(300_000);
         let upper = body.to_ascii_uppercase();
         example.curl_with(&[version, "-X", "POST", "-T", "-", "/upper"], &body, &upper);
-        let too_much = "b".repeat(3_000_000);
-        let refused = [version, "-w", "%{http_code}", "-o", "/dev/null", "--data-binary", "@-"];
-        example.curl_with(&[&refused[..], &["/upper"]].concat(), &too_much, "413");
         // Two requests, one connection.
         let twice = ["-w", "%{num_connects};", "-o", "/dev/null", "-o", "/dev/null"];
         let url = format!("http://{}/served", example.addr);
         example.curl(&[&[version], &twice[..], &[&url, "/hello"]].concat(), "1;0;");
     }
+    // By HTTP/2 the answer is followed by a reset without an error, for the rest of the body (RFC
+    // 9113, section 8.1), which some versions of curl take for one.
+    let too_much = "b".repeat(3_000_000);
+    let refused = ["--http1.1", "-w", "%{http_code}", "-o", "/dev/null", "--data-binary", "@-"];
+    example.curl_with(&[&refused[..], &["/upper"]].concat(), &too_much, "413");
     let expects = ["--http1.1", "-i", "-H", "Expect: 100-continue", "-d", "text", "/upper"];
     let answer = example.run(&expects, "");
     assert!(answer.starts_with("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK"), "{answer}");
