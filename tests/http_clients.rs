@@ -36,11 +36,11 @@ fn curl_gets_what_the_http_example_promises() {
         let body = "b".repeat(300_000);
         let upper = body.to_ascii_uppercase();
         example.curl_with(&[version, "-X", "POST", "-T", "-", "/upper"], &body, &upper);
-        // Two requests, one connection.
-        let twice = ["-w", "%{num_connects};", "-o", "/dev/null", "-o", "/dev/null"];
-        let url = format!("http://{}/served", example.addr);
-        example.curl(&[&[version], &twice[..], &[&url, "/hello"]].concat(), "1;0;");
     }
+    // Two requests, one connection; 7.88 can't keep one of HTTP/2 that it has not negotiated.
+    let twice = ["--http1.1", "-w", "%{num_connects};", "-o", "/dev/null", "-o", "/dev/null"];
+    let url = format!("http://{}/served", example.addr);
+    example.curl(&[&twice[..], &[&url, "/hello"]].concat(), "1;0;");
     // By HTTP/2 the answer is followed by a reset without an error, for the rest of the body (RFC
     // 9113, section 8.1), which some versions of curl take for one.
     let too_much = "b".repeat(3_000_000);
