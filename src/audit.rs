@@ -111,6 +111,10 @@ impl Core {
 
     /// What holds at every moment: slab = gauge = accepted - closed.
     pub(crate) fn audit_totals(&self) {
+        let (sockets, gauge) = (self.udp.table.len() as u64, self.counters.udp_sockets.get());
+        if sockets != gauge {
+            self.counters.mismatch(format!("{sockets} UDP sockets, the gauge says {gauge}"));
+        }
         let (stats, slab) = (self.counters.snapshot(), self.table.len() as u64);
         let open = stats.accepted.wrapping_sub(stats.closed.total());
         if slab != stats.live || slab != open {

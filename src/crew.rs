@@ -1,5 +1,6 @@
 //! The cores' threads: how they start together, and the whole life of each.
 
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use crate::stop::Membership;
 use crate::sys::affinity;
 use crate::sys::uring::{RingSetup, Uring};
 use crate::sys::wake::EventFd;
+use crate::udp::serve::UdpEndpoint;
 
 /// What a core's thread is started with.
 pub(crate) struct Seed {
@@ -37,14 +39,20 @@ pub(crate) struct Seed {
     pub(crate) makers: Vec<Maker>,
     pub(crate) drain_within: Duration,
     pub(crate) hooks: Vec<Hook>,
+    pub(crate) udp: Vec<UdpEndpoint>,
 }
 
-/// One core's listener of an address.
-pub(crate) type Share = (OwnedFd, Option<Membership>);
+/// One core's sockets, in the order of their addresses.
+#[derive(Default)]
+pub(crate) struct Shares {
+    pub(crate) listeners: Vec<(OwnedFd, Option<Membership>)>,
+    /// With the address.
+    pub(crate) udp: Vec<(OwnedFd, SocketAddr)>,
+}
 
 impl Seed {
     /// The whole life of a core.
-    fn live(mut self, ready: &Sender<Result<()>>, go: &Receiver<Vec<Share>>) {
+    fn live(mut self, ready: &Sender<Result<()>>, go: &Receiver<Shares>) {
         let core = match self.make_core() {
             Ok(core) => core,
             Err(error) => {
@@ -54,23 +62,30 @@ impl Seed {
         };
         let handlers: Vec<_> =
             self.makers.iter().map(|it| ((it.make)(&self.info), it.clone())).collect();
+        let services: Vec<_> = self.udp.iter().map(|it| it.make(&self.info)).collect();
         let _ = ready.send(Ok(()));
         // No word means that another core could not be started.
-        let Ok(sockets) = go.recv() else { return };
+        let Ok(shares) = go.recv() else { return };
         {
             let mut core = core.borrow_mut();
             (core.info, core.hooks) = (self.info, std::mem::take(&mut self.hooks));
-            for ((socket, membership), (handler, maker)) in sockets.into_iter().zip(handlers) {
+            for ((socket, membership), (handler, maker)) in
+                shares.listeners.into_iter().zip(handlers)
+            {
                 let listener = Listener::new(Socket::Os(socket), handler, maker.place);
                 let listener = listener.with_heartbeat(maker.heartbeat).in_group(membership);
                 core.listeners.push(listener);
             }
         }
-        let failure = self.serve(&core);
+        let udp = shares.udp.into_iter().zip(services);
+        let failure = self.serve(&core, || {
+            udp.into_iter()
+                .try_for_each(|((socket, addr), service)| service.start(&core, socket, addr))
+        });
         let account = core.borrow_mut().account();
         drop(core);
         // What the handlers' makers hold is anyone's, and may take its time to go.
-        let makers = std::mem::take(&mut self.makers);
+        let makers = (std::mem::take(&mut self.makers), std::mem::take(&mut self.udp));
         guarded(move || drop(makers));
         let cpu = self.info.cpu;
         let report = CoreReport { cpu, failure, ..account };
@@ -102,14 +117,20 @@ impl Seed {
         let lease = Lease::new(Arc::clone(&self.places), self.info.index);
         let (counters, post) = (Arc::clone(&seat.counters), Arc::clone(&seat.post));
         let driver = Driver::Uring(Box::new(uring));
-        Ok(Core::start(driver, self.settings, lease, Arc::clone(&self.control), counters, post))
+        let control = Arc::clone(&self.control);
+        let core = Core::start(driver, self.settings, lease, control, counters, post);
+        if !self.udp.is_empty() {
+            core.borrow_mut().open_datagrams()?;
+        }
+        Ok(core)
     }
 
     /// Turns until the core is down, and closes it. Returns what went wrong, if anything did.
-    fn serve(&self, core: &CoreRef) -> Option<String> {
+    fn serve(&self, core: &CoreRef, begin: impl FnOnce() -> Result<()>) -> Option<String> {
         let _entered = Entered::new(core);
         core.borrow_mut().start_accept();
         let turned = catch_unwind(AssertUnwindSafe(|| {
+            begin()?;
             while core.turn()? {}
             Ok(())
         }));
@@ -131,7 +152,7 @@ impl Seed {
 #[derive(Default)]
 pub(crate) struct Crew {
     threads: Vec<JoinHandle<()>>,
-    starts: Vec<Sender<Vec<Share>>>,
+    starts: Vec<Sender<Shares>>,
     ready: Vec<Receiver<Result<()>>>,
 }
 
@@ -158,7 +179,7 @@ impl Crew {
         Ok(())
     }
 
-    pub(crate) fn go(mut self, shares: Vec<Vec<Share>>) -> Vec<JoinHandle<()>> {
+    pub(crate) fn go(mut self, shares: Vec<Shares>) -> Vec<JoinHandle<()>> {
         for (start, share) in self.starts.iter().zip(shares) {
             // A core that is gone already is found by `join`.
             let _ = start.send(share);

@@ -65,6 +65,7 @@ impl Core {
                     // Who is accepted from now on knows that a drain runs.
                     self.walks.connections = Walk::over(self.table.slots());
                     self.walks.waiters = Walk::over(self.drain_waiters.slots());
+                    self.tell_datagram_readers();
                 }
                 Phase::Force => {
                     self.abandon_starved_queues();
@@ -84,7 +85,7 @@ impl Core {
     pub(crate) fn left(&self) -> Left {
         let open = self.listeners.iter().filter(|listener| listener.is_open()).count();
         let starved = self.listeners.iter().filter(|listener| listener.is_starved()).count();
-        let connections = self.table.len() + self.post.load.coming();
+        let connections = self.table.len() + self.post.load.coming() + self.udp.leaving;
         let tasks = self.tasks.waited_for();
         Left { listeners: open - starved, starved, connections, tasks }
     }

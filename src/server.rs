@@ -8,6 +8,7 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::Location;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use crate::caps::Places;
 use crate::config::{Balance, Config, Settings};
 use crate::conn::{self, Connection};
 use crate::control::{Belongings, Control, Seat};
-use crate::crew::{Crew, Seed, Share};
+use crate::crew::{Crew, Seed, Shares};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::Group;
 use crate::handle::Handle;
@@ -39,6 +40,8 @@ use crate::sys::limits;
 use crate::sys::place::Place;
 use crate::sys::thread::join_until;
 use crate::sys::wake::EventFd;
+use crate::udp;
+use crate::udp::serve::UdpEndpoint;
 use crate::watchdog::{self, StallHook};
 
 /// A server to be: addresses, their handlers, and how it is to run.
@@ -72,6 +75,7 @@ pub struct Server {
     signals: bool,
     pub(crate) hooks: Vec<DrainHook>,
     pub(crate) on_stall: Option<Arc<StallHook>>,
+    pub(crate) udp: Vec<UdpEndpoint>,
 }
 
 struct Endpoint {
@@ -111,6 +115,7 @@ impl Server {
             signals: false,
             hooks: Vec::new(),
             on_stall: None,
+            udp: Vec::new(),
         }
     }
 
@@ -192,7 +197,7 @@ impl Server {
         self
     }
 
-    /// Calls `hook` with each listening socket before it is bound, to set any socket option; what
+    /// Calls `hook` with each listening and UDP socket before it is bound, to set any socket option; what
     /// is set there is inherited by the accepted connections (except where socket(7) and tcp(7)
     /// say otherwise). `SO_REUSEADDR`, `SO_REUSEPORT` and what the configuration names are set
     /// before.
@@ -236,7 +241,11 @@ impl Server {
         let cpus = self.choose_cpus()?;
         let cores = cpus.len();
         self.check_places(&settings, cores)?;
-        machine::ensure_nofile(descriptors_needed(&settings, cores, self.endpoints.len()))?;
+        machine::ensure_nofile(descriptors_needed(
+            &settings,
+            cores,
+            self.endpoints.len() + self.udp.len(),
+        ))?;
         let facts = Facts::read();
         let quota = facts.quota_cpus;
         let pin = machine::pins(settings.pin, quota, cores);
@@ -256,6 +265,12 @@ impl Server {
             bound.push(bind(&addr, cores, &settings, self.before_bind.as_deref())?);
         }
 
+        let udp = |endpoint: &UdpEndpoint| {
+            udp::bind::bind_all(&endpoint.addr, cores, &settings, self.before_bind.as_deref())
+        };
+        let udp = self.udp.iter().map(udp).collect::<Result<Vec<_>>>()?;
+        let udp_addrs: Vec<SocketAddr> = udp.iter().map(|bound| bound.addr).collect();
+
         let (control, bells) = seats(&cpus, spin)?;
         let drain_within = Duration::from_millis(settings.drain_ms);
         let makers: Vec<Maker> = self.endpoints.iter().map(|e| e.maker.clone()).collect();
@@ -266,7 +281,7 @@ impl Server {
             let info = CoreInfo { index, cpu: cpus[index], cores };
             let (control, makers) = (Arc::clone(&control), makers.clone());
             let places = Arc::clone(&places);
-            let hooks = self.hooks.clone();
+            let (hooks, udp) = (self.hooks.clone(), self.udp.clone());
             crew.hire(Seed {
                 info,
                 settings,
@@ -277,6 +292,7 @@ impl Server {
                 makers,
                 drain_within,
                 hooks,
+                udp,
             })?;
         }
         crew.all_ready()?;
@@ -288,7 +304,7 @@ impl Server {
         let addrs: Vec<_> = bound.iter().map(|bound| bound.addr.clone()).collect();
         control.set_addrs(addrs.clone());
         let files = bound.iter_mut().filter_map(|bound| bound.file.take()).collect();
-        let mut shares: Vec<Vec<Share>> = (0..cores).map(|_| Vec::new()).collect();
+        let mut shares: Vec<Shares> = (0..cores).map(|_| Shares::default()).collect();
         for bound in bound {
             let is_tcp = matches!(bound.addr, ListenAddr::Tcp(_));
             let by_cpu = (settings.balance == Balance::Cpu).then(|| cpus.clone());
@@ -300,7 +316,14 @@ impl Server {
             }
             for (core, socket) in bound.sockets.into_iter().enumerate() {
                 let group = group.clone();
-                shares[core].push((socket, group.map(|group| Membership { group, core })));
+                shares[core]
+                    .listeners
+                    .push((socket, group.map(|group| Membership { group, core })));
+            }
+        }
+        for bound in udp {
+            for (core, socket) in bound.sockets.into_iter().enumerate() {
+                shares[core].udp.push((socket, bound.addr));
             }
         }
         let hook = self.on_stall.filter(|_| settings.stall_ms > 0);
@@ -309,7 +332,7 @@ impl Server {
         control.keep(Belongings { signals, files });
         let threads = crew.go(shares);
         let handle = Handle::new(control, drain_within);
-        Ok(Running { handle, threads, watchdog, addrs })
+        Ok(Running { handle, threads, watchdog, addrs, udp_addrs })
     }
 
     #[track_caller]
@@ -383,6 +406,7 @@ pub struct Running {
     threads: Vec<JoinHandle<()>>,
     watchdog: Option<JoinHandle<()>>,
     addrs: Vec<ListenAddr>,
+    udp_addrs: Vec<SocketAddr>,
 }
 
 impl Running {
@@ -396,6 +420,13 @@ impl Running {
     #[must_use]
     pub fn local_addrs(&self) -> &[ListenAddr] {
         &self.addrs
+    }
+
+    /// Where it serves UDP, in the order of the `serve_udp` calls, with the ports that the kernel
+    /// chose.
+    #[must_use]
+    pub fn udp_addrs(&self) -> &[SocketAddr] {
+        &self.udp_addrs
     }
 
     /// Waits until the server has been drained, and returns the account. It returns at most 100 ms

@@ -63,7 +63,7 @@ impl CoreCell {
             let mut core = self.borrow_mut();
             // One whose socket is closed is only held by somebody who never lets it go.
             let closed = core.table.iter().all(|(_, entry)| entry.socket.is_none());
-            if closed || core.driver.now_ns() >= give_up_ns {
+            if (closed && core.udp.leaving == 0) || core.driver.now_ns() >= give_up_ns {
                 break;
             }
             core.close_released();
@@ -78,6 +78,7 @@ impl CoreCell {
             for id in core.table.ids().collect::<Vec<_>>() {
                 core.remove_forced(id, leaked);
             }
+            core.close_sockets(leaked);
             // First, so that nobody grants a place to a core that will not hear of it.
             let mut unread = core.post.mailbox.close();
             let mut unheard: Vec<Message> = std::mem::take(&mut core.mail).into();
@@ -128,6 +129,7 @@ impl Core {
     }
 
     fn quiesce(&mut self) {
+        self.udp.over = true;
         let (limit, mut last) = (Duration::from_nanos(SHUT_DOWN_LIMIT_NS), Vec::new());
         let leaked = self.driver.quiesce(limit, &mut last);
         self.counters.leaked_operations.add(leaked as u64);

@@ -116,6 +116,22 @@ counters! {
     bytes_sent sum,
     /// Bytes that a handler had sent and the kernel had not taken when a connection was ended.
     bytes_abandoned sum,
+    /// UDP sockets open now.
+    udp_sockets sum,
+    /// Datagrams received.
+    datagrams_received sum,
+    /// Received datagrams that were longer than their buffer, so that their end is lost
+    /// (`SLIPRING_LARGE_BUFFER_BYTES`).
+    datagrams_truncated sum,
+    /// Datagrams that the kernel has dropped as a UDP socket had no room for them (`SO_RCVBUF`,
+    /// socket(7)), as far as it has told: with the next datagram, and when the socket is closed.
+    datagrams_lost sum,
+    /// Datagrams that the kernel took for sending.
+    datagrams_sent sum,
+    /// Datagrams that it did not take.
+    datagrams_unsent sum,
+    /// Times that the handler of `Server::serve_udp` has failed or panicked.
+    udp_handler_failures sum,
     /// Calls of `io_uring_enter`.
     enters sum,
     /// Spins before blocking that have found something to do.
@@ -139,7 +155,8 @@ counters! {
     /// Times that a connection that receives in bulk found no large buffer and went on with small
     /// ones; many ask for more `SLIPRING_LARGE_BUFFERS`.
     large_buffers_missing sum,
-    /// Times that a connection's receive was paused because its handler fell behind.
+    /// Times that the receive of a connection or a UDP socket was paused because its handler fell
+    /// behind.
     pauses sum,
     /// Errors of accept, such as the descriptors' limit.
     accept_errors sum,

@@ -33,6 +33,12 @@ pub(crate) enum Kind {
     BulkReceive,
     /// The ring's standing timer.
     Timer,
+    /// Multishot receive of a UDP socket.
+    ReceiveDatagrams = 12,
+    /// One of the sends in flight of a UDP socket; the slot is the send's own.
+    SendDatagram,
+    /// A cancellation of an operation of a UDP socket.
+    CancelDatagrams,
 }
 
 /// Names one operation in flight; unique among those of one core.
@@ -67,6 +73,9 @@ impl Token {
             7 => Kind::File,
             8 => Kind::BulkReceive,
             9 => Kind::Timer,
+            12 => Kind::ReceiveDatagrams,
+            13 => Kind::SendDatagram,
+            14 => Kind::CancelDatagrams,
             _ => return None,
         })
     }
@@ -92,7 +101,7 @@ mod tests {
         let kinds: Vec<Kind> = (0..=u8::MAX)
             .filter_map(|kind| Token::from_bits(u64::from(kind) << 56).kind())
             .collect();
-        assert_eq!(kinds.len(), 9);
+        assert_eq!(kinds.len(), 12);
         for kind in kinds {
             for slot in [0, 1, 77, u32::MAX] {
                 for generation in [0, 1, GENERATION_MASK] {

@@ -5,6 +5,8 @@
 pub(crate) mod affinity;
 pub(crate) mod bufs;
 pub(crate) mod clock;
+pub(crate) mod datagram;
+mod datagrams;
 mod files;
 pub(crate) mod filter;
 pub(crate) mod gather;
