@@ -3,8 +3,8 @@
 //!
 //! It serves the addresses of `SLIPRING_LISTEN`. Ctrl-C or SIGTERM drains it: what has come is
 //! answered, and the sockets close. On the way out it prints the account, as one line of JSON when
-//! `SLIPRING_REPORT=json`. Exit status: 0 when the books balance, 1 when they do not, 2 when it could
-//! not serve.
+//! `SLIPRING_REPORT=json`. Exit status: 0 when the books balance, 1 when they do not, 2 when it
+//! could not serve.
 
 use std::process::ExitCode;
 

@@ -35,7 +35,8 @@ pub(crate) enum Op {
     Send { socket: Name, gather: Box<Gather> },
     /// Report once when the connection is broken or at its end, while no receive would notice.
     Hangup { socket: Name },
-    /// Receive datagrams into the pool for those, each behind a header, until cancelled or an error.
+    /// Receive datagrams into the pool for those, each behind a header, until cancelled or an
+    /// error.
     ReceiveDatagrams { socket: Name },
     /// Send one datagram, or what the kernel is to cut into several.
     SendDatagram { socket: Name, outgoing: Box<Outgoing> },

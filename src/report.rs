@@ -10,6 +10,7 @@ use crate::json::{self, JsonObject};
 use crate::leftover::{TaskCount, counts_json};
 use crate::stats::CoreStats;
 use crate::stop::StopMethod;
+use crate::udp::account::Datagrams;
 
 macro_rules! close_reasons {
     ($($(#[doc = $doc:literal])+ $name:ident = $text:literal,)+) => {
@@ -234,7 +235,8 @@ impl DrainReport {
 
     /// The report as one line of JSON, with the keys `accepted`, `closed` (by reason),
     /// `handed_over`, `forced`, `tasks_forced`, `tasks_refused`, `abandoned_bytes`,
-    /// `leaked_operations`, `idle_races`, `queue_abandoned`, `phases_ms`, `cores`, `balanced`.
+    /// `leaked_operations`, `idle_races`, `queue_abandoned`, `datagrams` (what became of them),
+    /// `phases_ms`, `cores`, `balanced`.
     #[must_use]
     pub fn to_json(&self) -> String {
         let total = self.total();
@@ -250,6 +252,7 @@ impl DrainReport {
             .number("leaked_operations", total.leaked_operations)
             .number("idle_races", total.idle_races)
             .number("queue_abandoned", total.queue_abandoned)
+            .raw("datagrams", &Datagrams(&total).to_json())
             .raw("phases_ms", &phases_json(&self.phases()))
             .raw("cores", &format!("[{}]", cores.join(",")))
             .bool("balanced", self.is_balanced())
@@ -333,6 +336,9 @@ impl fmt::Display for DrainReport {
         }
         if total.leaked_operations > 0 {
             writeln!(f, "  {} operations leaked", total.leaked_operations)?;
+        }
+        if Datagrams(&total).is_any() {
+            writeln!(f, "{}", Datagrams(&total))?;
         }
         let stops: BTreeSet<_> = self.cores.iter().filter_map(|core| core.stop).collect();
         if !stops.is_empty() {

@@ -1,5 +1,6 @@
 //! The UDP socket as a task sees it.
 
+pub(crate) mod account;
 pub(crate) mod bind;
 mod close;
 mod datagram;
@@ -28,15 +29,15 @@ pub use datagram::Datagram;
 
 /// A UDP socket of the core that it was bound on.
 ///
-/// Datagrams are received into buffers of the core, and sent from memory that is given away: nothing
-/// is copied, and whatever future is dropped, the memory stays until the kernel is done with it.
-/// All calls take `&self`: several tasks may share a socket, by an [`Rc`](std::rc::Rc), and each
-/// datagram goes to one of them.
+/// Datagrams are received into buffers of the core, and sent from memory that is given away:
+/// nothing is copied, and whatever future is dropped, the memory stays until the kernel is done
+/// with it. All calls take `&self`: several tasks may share a socket, by an [`Rc`](std::rc::Rc),
+/// and each datagram goes to one of them.
 ///
 /// It holds at most 128 datagrams and `SLIPRING_RECEIVE_QUEUE_BYTES` that nobody has taken, then
 /// leaves what comes to the kernel, whose buffer (`SO_RCVBUF`, socket(7)) drops what it has no room
-/// for; that is counted (`datagrams_lost`). At most 128 sends and `SLIPRING_SEND_QUEUE_BYTES` are in
-/// flight before a send waits.
+/// for; that is counted (`datagrams_lost`). At most 128 sends and `SLIPRING_SEND_QUEUE_BYTES` are
+/// in flight before a send waits.
 ///
 /// Dropping it lets what was sent leave, for up to a second, and closes it. It does not end by
 /// itself when the server drains, but with the task that owns it, at the latest at the deadline:
@@ -80,9 +81,9 @@ impl UdpSocket {
     }
 
     /// Binds a socket beside others of the same address, such as one of each core; the kernel
-    /// chooses one by the sender's address (`SO_REUSEPORT`, socket(7)). All of them have to be bound
-    /// so, by the same user. [`Server::serve_udp`](crate::Server::serve_udp) does that for all
-    /// cores.
+    /// chooses one by the sender's address (`SO_REUSEPORT`, socket(7)). All of them have to be
+    /// bound so, by the same user. [`Server::serve_udp`](crate::Server::serve_udp) does that for
+    /// all cores.
     ///
     /// # Errors
     /// As [`UdpSocket::bind`].
@@ -151,12 +152,12 @@ impl UdpSocket {
     }
 
     /// Lets the kernel put datagrams of one sender together that come one after the other and are
-    /// of one size: [`Datagram::segments`] has them one by one. It saves work per datagram; a reader
-    /// that does not look at the segments would take several for one. Off by default.
+    /// of one size: [`Datagram::segments`] has them one by one. It saves work per datagram; a
+    /// reader that does not look at the segments would take several for one. Off by default.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] where the kernel has no such thing, [`ErrorKind::Closed`] when the
-    /// core has ended.
+    /// [`ErrorKind::Unsupported`] where the kernel has no such thing, [`ErrorKind::Closed`] when
+    /// the core has ended.
     ///
     /// # Kernel
     /// `UDP_GRO`, udp(7), since Linux 5.0.
@@ -234,12 +235,12 @@ impl UdpSocket {
     }
 
     /// Sends a buffer as datagrams of `segment_bytes` each; the last one may be shorter. The kernel
-    /// cuts it, 64 datagrams at a time, which costs it little more than one; on a way where it can't,
-    /// such as a device that computes no checksums, they are sent one by one.
+    /// cuts it, 64 datagrams at a time, which costs it little more than one; on a way where it
+    /// can't, such as a device that computes no checksums, they are sent one by one.
     ///
     /// # Errors
-    /// As [`UdpSocket::send_to`], and [`ErrorKind::Misuse`] for a size of 0. The buffer may be longer
-    /// than a datagram.
+    /// As [`UdpSocket::send_to`], and [`ErrorKind::Misuse`] for a size of 0. The buffer may be
+    /// longer than a datagram.
     ///
     /// # Cancel safety
     /// As [`UdpSocket::send_to`].

@@ -50,9 +50,9 @@ impl Server {
     ///
     /// The sockets are bound with those of [`Server::listen`], all or none. A handler that returns
     /// `Ok` is done, and its core's socket closes; one that fails or panics is counted
-    /// (`udp_handler_failures`) and called again 100 ms later, with the same socket. Once the server
-    /// drains, [`UdpSocket::recv_until_drain`] says `None`; whatever handler is left at the deadline
-    /// is dropped, and named in the report.
+    /// (`udp_handler_failures`) and called again 100 ms later, with the same socket. Once the
+    /// server drains, [`UdpSocket::recv_until_drain`] says `None`; whatever handler is left at the
+    /// deadline is dropped, and named in the report.
     ///
     /// # Examples
     ///
