@@ -304,6 +304,11 @@ impl Socket {
         }
     }
 
+    /// Where it is bound, as far as that is an address of IP.
+    pub(crate) fn local_addr(&self) -> Option<SocketAddr> {
+        socket2::SockRef::from(&self.as_fd()?).local_addr().ok()?.as_socket()
+    }
+
     /// How many datagrams a UDP socket has lost so far for want of room.
     pub(crate) fn lost_datagrams(&self) -> Option<u32> {
         match self {

@@ -147,6 +147,8 @@ impl UdpSocket {
             let connected = socket2::SockRef::from(&fd).connect(&peer.into());
             connected.map_err(|error| Error::os(format!("connect udp to {peer}"), error))?;
         }
+        // The kernel has chosen the address that leads there, where none was given.
+        port.local = port.socket.local_addr().unwrap_or(port.local);
         port.peer = Some(peer);
         Ok(())
     }

@@ -40,6 +40,7 @@ impl Core {
         self.memory.give_back(std::mem::take(&mut port.input_bytes));
         if port.receive == Receive::Parked {
             port.receive = Receive::Off;
+            self.udp.parked.retain(|parked| *parked != id);
         }
         if port.sends > 0 {
             let at_ms = self.now_ms + SENDS_MS_MAX;

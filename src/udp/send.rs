@@ -175,7 +175,8 @@ impl Port {
     /// connected to would wait in vain, and hears of it too.
     fn fail(&mut self, errno: Errno, peer: Option<SocketAddr>) {
         self.failure.get_or_insert((errno, peer.or(self.peer)));
-        if errno == Errno(libc::ECONNREFUSED) && self.peer.is_some() && self.holds > 0 {
+        let told = matches!(self.input.back(), Some(Err(_)));
+        if errno == Errno(libc::ECONNREFUSED) && self.peer.is_some() && !told && self.holds > 0 {
             self.input.push_back(Err(errno));
         }
     }
