@@ -109,18 +109,29 @@ impl Core {
         }
     }
 
-    /// What holds at every moment: slab = gauge = accepted - closed.
+    /// What holds at every moment: slab = gauge = accepted + connected - closed; and each attempt
+    /// to connect has come to one end, or is under way.
     pub(crate) fn audit_totals(&self) {
         let (sockets, gauge) = (self.udp.table.len() as u64, self.counters.udp_sockets.get());
         if sockets != gauge {
             self.counters.mismatch(format!("{sockets} UDP sockets, the gauge says {gauge}"));
         }
         let (stats, slab) = (self.counters.snapshot(), self.table.len() as u64);
-        let open = stats.accepted.wrapping_sub(stats.closed.total());
+        let open = (stats.accepted + stats.connected).wrapping_sub(stats.closed.total());
         if slab != stats.live || slab != open {
             let live = stats.live;
             self.counters.mismatch(format!(
-                "the table has {slab} connections, the gauge says {live}, accepted - closed {open}"
+                "the table has {slab} connections, the gauge says {live}, accepted + connected - \
+                 closed {open}"
+            ));
+        }
+        let attempts = self.outbound.attempts.iter();
+        let under_way = attempts.filter(|(_, attempt)| attempt.is_open()).count() as u64;
+        let begun = stats.connects;
+        let ended = stats.connected + stats.connects_failed_total();
+        if begun != ended + under_way {
+            self.counters.mismatch(format!(
+                "{begun} connects were begun, {ended} have ended, {under_way} are under way"
             ));
         }
     }

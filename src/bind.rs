@@ -9,10 +9,12 @@ use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
+use crate::adopt::Kept;
 use crate::config::Settings;
 use crate::error::{Error, ErrorKind, Result};
 use crate::socket_file::{SocketFile, lock_start, remove_stale};
@@ -77,12 +79,16 @@ impl fmt::Display for ListenAddr {
     }
 }
 
-/// The bound sockets of one address, one for each core, not yet listening.
+/// The bound sockets of one address, one for each core, not yet listening; or those that were
+/// passed in, which do.
 #[derive(Debug)]
 pub(crate) struct Bound {
     /// With the port that the kernel has chosen, where it was asked to.
     pub(crate) addr: ListenAddr,
+    /// Of those that were passed in there may be several for each core, one row after the other.
     pub(crate) sockets: Vec<OwnedFd>,
+    /// As many as sockets, where those were passed in.
+    pub(crate) kept: Vec<Arc<Kept>>,
     backlog: i32,
     /// Keeps another server from starting on the address until this one listens.
     start: Option<OwnedFd>,
@@ -175,11 +181,11 @@ fn bind_tcp(
         sockets.push(OwnedFd::from(socket));
     }
     let (addr, backlog) = (ListenAddr::Tcp(addr), settings.backlog as i32);
-    Ok(Bound { addr, sockets, file: None, backlog, start })
+    Ok(Bound { addr, sockets, kept: Vec::new(), file: None, backlog, start })
 }
 
 /// Options that every accepted connection inherits, so that none of them needs a system call.
-fn set_inherited(socket: &Socket, settings: &Settings) -> io::Result<()> {
+pub(crate) fn set_inherited(socket: &Socket, settings: &Settings) -> io::Result<()> {
     socket.set_tcp_nodelay(settings.nodelay)?;
     let keepalive = TcpKeepalive::new()
         .with_time(Duration::from_secs(settings.keepalive_idle_s.into()))
@@ -218,18 +224,25 @@ fn bind_unix(
         _ => None,
     };
     let (first, backlog) = (OwnedFd::from(socket), settings.backlog as i32);
-    let mut bound = Bound { addr: addr.clone(), sockets: Vec::new(), file, backlog, start };
+    let mut sockets = Vec::with_capacity(cores);
     for _ in 1..cores {
-        bound.sockets.push(first.try_clone()?);
+        sockets.push(first.try_clone()?);
     }
-    bound.sockets.push(first);
-    Ok(bound)
+    sockets.push(first);
+    Ok(Bound { addr: addr.clone(), sockets, kept: Vec::new(), file, backlog, start })
 }
 
 impl Bound {
-    /// Lets connections in.
+    /// What was passed in, shared out over the cores.
+    pub(crate) fn adopted(addr: ListenAddr, shares: Vec<(OwnedFd, Arc<Kept>)>) -> Bound {
+        let (sockets, kept) = shares.into_iter().unzip();
+        Bound { addr, sockets, kept, backlog: 0, start: None, file: None }
+    }
+
+    /// Lets connections in. What was passed in does already, with a backlog of its owner's.
     pub(crate) fn listen(&mut self) -> Result<()> {
-        for socket in &self.sockets {
+        let own = if self.kept.is_empty() { &self.sockets[..] } else { &[] };
+        for socket in own {
             SockRef::from(socket)
                 .listen(self.backlog)
                 .map_err(|error| Error::os(format!("listen on {}", self.addr), error))?;

@@ -40,13 +40,16 @@ pub struct Census {
 
 /// How many connections have reached which time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Ages([u64; BUCKETS]);
+pub struct Ages {
+    counts: [u64; BUCKETS],
+    sum_ms: u64,
+}
 
 impl Ages {
     /// The counts, each with the time below which its connections are; the last has no such bound.
     pub fn buckets(&self) -> impl Iterator<Item = (Option<Duration>, u64)> + use<> {
         let bounds = BOUNDS_S.into_iter().map(|s| Some(Duration::from_secs(s)));
-        bounds.chain([None]).zip(self.0)
+        bounds.chain([None]).zip(self.counts)
     }
 
     /// How many have reached a time. Exact for the buckets' bounds; for a time in between, that of
@@ -55,23 +58,30 @@ impl Ages {
     pub fn at_least(&self, time: Duration) -> u64 {
         let below = BOUNDS_S.partition_point(|s| Duration::from_secs(*s) < time) + 1;
         let below = if time.is_zero() { 0 } else { below };
-        self.0.iter().skip(below).sum()
+        self.counts.iter().skip(below).sum()
     }
 
     /// All of them.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.0.iter().sum()
+        self.counts.iter().sum()
+    }
+
+    /// All times together, in milliseconds.
+    pub(crate) fn sum_ms(&self) -> u64 {
+        self.sum_ms
     }
 
     fn add(&mut self, time_ms: u64) {
-        self.0[BOUNDS_S.partition_point(|s| s * 1000 <= time_ms)] += 1;
+        self.counts[BOUNDS_S.partition_point(|s| s * 1000 <= time_ms)] += 1;
+        self.sum_ms = self.sum_ms.saturating_add(time_ms);
     }
 
     fn merge(&mut self, other: &Ages) {
-        for (mine, theirs) in self.0.iter_mut().zip(other.0) {
+        for (mine, theirs) in self.counts.iter_mut().zip(other.counts) {
             *mine += theirs;
         }
+        self.sum_ms = self.sum_ms.saturating_add(other.sum_ms);
     }
 
     /// An object with a key for each bucket: `below_5s`, and `more` for the last.
@@ -145,27 +155,46 @@ impl Census {
 /// A census that one thread writes and others read, each figure by itself.
 #[derive(Debug, Default)]
 pub(crate) struct CensusCell {
-    age: [Counter; BUCKETS],
-    without_progress: [Counter; BUCKETS],
+    age: AgesCell,
+    without_progress: AgesCell,
     oldest_age_ms: Counter,
     states: [Counter; ConnectionState::COUNT],
 }
 
+#[derive(Debug, Default)]
+struct AgesCell {
+    counts: [Counter; BUCKETS],
+    sum_ms: Counter,
+}
+
+impl AgesCell {
+    fn set(&self, ages: &Ages) {
+        write(&self.counts, &ages.counts);
+        self.sum_ms.set(ages.sum_ms);
+    }
+
+    fn get(&self) -> Ages {
+        let counts = std::array::from_fn(|n| self.counts[n].get());
+        Ages { counts, sum_ms: self.sum_ms.get() }
+    }
+}
+
+fn write(cells: &[Counter], values: &[u64]) {
+    cells.iter().zip(values).for_each(|(cell, value)| cell.set(*value));
+}
+
 impl CensusCell {
     pub(crate) fn set(&self, census: &Census) {
-        let write = |cells: &[Counter], values: &[u64]| {
-            cells.iter().zip(values).for_each(|(cell, value)| cell.set(*value));
-        };
-        write(&self.age, &census.age.0);
-        write(&self.without_progress, &census.without_progress.0);
+        self.age.set(&census.age);
+        self.without_progress.set(&census.without_progress);
         write(&self.states, &census.states);
         self.oldest_age_ms.set(census.oldest_age_ms);
     }
 
     pub(crate) fn get(&self) -> Census {
         Census {
-            age: Ages(std::array::from_fn(|n| self.age[n].get())),
-            without_progress: Ages(std::array::from_fn(|n| self.without_progress[n].get())),
+            age: self.age.get(),
+            without_progress: self.without_progress.get(),
             oldest_age_ms: self.oldest_age_ms.get(),
             states: std::array::from_fn(|n| self.states[n].get()),
         }
@@ -186,7 +215,7 @@ mod tests {
         for ms in [0, 999, 1_000, 4_999, 5_000, 86_399_999, 86_400_000, u64::MAX] {
             ages.add(ms);
         }
-        assert_eq!(ages.0, [2, 2, 1, 0, 0, 0, 0, 0, 1, 2]);
+        assert_eq!(ages.counts, [2, 2, 1, 0, 0, 0, 0, 0, 1, 2]);
         assert_eq!(ages.total(), 8);
         let at_least = |s| ages.at_least(Duration::from_secs(s));
         assert_eq!([at_least(0), at_least(1), at_least(5), at_least(86_400)], [8, 6, 4, 2]);

@@ -5,7 +5,7 @@
 use crate::core::Core;
 use crate::deadline::{DeadlineKind, Expired, Verdict};
 use crate::driver::{Shut, Socket};
-use crate::entry::{Linger, Lingering, Receive};
+use crate::entry::{Entry, Linger, Lingering, Receive};
 use crate::report::CloseReason;
 use crate::shutdown::UNREAD_MAX;
 use crate::table::Id;
@@ -18,6 +18,7 @@ impl Core {
         let Some(entry) = self.table.get_mut(id) else { return };
         entry.handles -= 1;
         if entry.handles == 0 {
+            self.outbound.held -= usize::from(entry.is_outbound());
             self.released.push(id);
         }
     }
@@ -31,6 +32,14 @@ impl Core {
             for child in entry.take_children() {
                 self.graveyard.extend(self.tasks.abort(child));
             }
+            self.advance_close(id);
+        }
+    }
+
+    /// The owner sends no more: what is queued goes out, and our end behind it.
+    pub(crate) fn finish(&mut self, id: Id) {
+        if let Some(entry) = self.table.get_mut(id) {
+            entry.finishing = true;
             self.advance_close(id);
         }
     }
@@ -49,7 +58,7 @@ impl Core {
             return;
         }
         entry.ended = Some(reason);
-        entry.resets = reason.resets(entry.queued_bytes() > 0);
+        entry.resets = reason.resets(entry.queued_bytes() > 0) || (entry.tied && reason.is_own());
         let abandoned = entry.abandon_output();
         self.counters.bytes_abandoned.add(abandoned as u64);
         self.memory.give_back(abandoned);
@@ -88,6 +97,9 @@ impl Core {
         let Some(entry) = self.table.get_mut(id) else { return };
         let graceful = entry.ended.is_none();
         if graceful && !entry.is_closing() {
+            if entry.finishing && entry.queued_bytes() == 0 {
+                entry.send_fin();
+            }
             return;
         }
         if graceful && entry.queued_bytes() > 0 {
@@ -98,14 +110,8 @@ impl Core {
         if graceful && entry.linger == Linger::Now && reading {
             return;
         }
-        if graceful
-            && !entry.eof
-            && !entry.fin_sent
-            && let Some(socket) = &entry.socket
-        {
-            entry.fin_sent = true;
-            entry.unacknowledged = socket.unsent_bytes() > 0;
-            socket.shut(Shut::Write);
+        if graceful && !entry.eof {
+            entry.send_fin();
         }
         if graceful && entry.receive == Receive::Armed && self.has_to_linger(id) {
             // What is armed already need not be armed anew.
@@ -239,7 +245,9 @@ impl Core {
     /// is given a moment to.
     pub(crate) fn drain_connection(&mut self, id: Id) {
         let grace_ms = self.settings.new_grace_ms;
-        let Some(entry) = self.table.get_mut(id) else { return };
+        let Some(entry) = self.table.get_mut(id).filter(|entry| !entry.is_outbound()) else {
+            return;
+        };
         if !entry.deadlines.has_first_byte() {
             let limit_ms = entry.deadlines.limit_ms(&self.limits, DeadlineKind::FirstByte);
             entry.deadlines.set(&self.limits, DeadlineKind::FirstByte, limit_ms.min(grace_ms));
@@ -269,6 +277,17 @@ impl Core {
         let tasks = entry.handler.take().into_iter().chain(entry.take_children());
         for task in tasks {
             self.graveyard.extend(self.tasks.abort(task));
+        }
+    }
+}
+
+impl Entry {
+    /// Ends our side, once.
+    fn send_fin(&mut self) {
+        if let Some(socket) = self.socket.as_ref().filter(|_| !self.fin_sent) {
+            self.fin_sent = true;
+            self.unacknowledged = socket.unsent_bytes() > 0;
+            socket.shut(Shut::Write);
         }
     }
 }

@@ -69,8 +69,8 @@ variables! {
         /// `net.core.somaxconn`.
         BACKLOG backlog: u32 = 4_096, [connections: 1..=65_535];
 
-        /// Connections of the whole process; one core has at most half more than its share, and one
-        /// that waits at an address keeps a place for the next connection there.
+        /// Connections of the whole process, outbound ones included; one core has at most half more
+        /// than its share, and one that waits at an address keeps a place for the next there.
         CONNECTIONS_MAX connections_max: usize = 10_000, [connections: 1..=4_000_000];
 
         /// Connections of one IPv4 address, or one IPv6 network of 64 bits, over all cores; more
@@ -114,6 +114,10 @@ variables! {
         /// ends the connection (`TCP_USER_TIMEOUT`).
         USER_TIMEOUT_MS user_timeout_ms: u64 = 60_000,
             [milliseconds: 0 = off, 1_000..=3_600_000];
+
+        /// Longest time that an outbound connection may take to be established, from the name's
+        /// resolution to the last of its addresses.
+        CONNECT_MS connect_ms: u64 = 10_000, [milliseconds: 1..=3_600_000];
 
         /// Longest time from accept to the first byte received.
         FIRST_BYTE_MS first_byte_ms: u64 = 10_000, [milliseconds: 1..=3_600_000];

@@ -19,9 +19,10 @@ use crate::split::{ReadHalf, WriteHalf};
 use crate::table::Id;
 use crate::task::{JoinHandle, spawn_in};
 
-/// An accepted connection, owned by its handler.
+/// A connection: an accepted one, owned by its handler, or one that
+/// [`net::connect`](crate::net::connect()) has established, owned by who has called that.
 ///
-/// It belongs to the core that accepted it and stays there. Dropping it closes it well: queued
+/// It belongs to its core and stays there. Dropping it closes it well: queued
 /// output is sent, a FIN follows, and input that is still unread is read and thrown away for up to
 /// `SLIPRING_LINGER_MS`, since closing over unread input would reset the connection and destroy
 /// output that the peer has not read yet.
@@ -50,7 +51,7 @@ use crate::task::{JoinHandle, spawn_in};
 #[derive(Debug)]
 pub struct Connection {
     /// What it sends goes by the same link.
-    read: ReadHalf,
+    pub(crate) read: ReadHalf,
 }
 
 /// Names a connection among all that the process has ever had.
@@ -67,7 +68,7 @@ impl fmt::Display for ConnectionId {
 }
 
 impl Connection {
-    fn new(link: Link) -> Connection {
+    pub(crate) fn new(link: Link) -> Connection {
         Connection { read: ReadHalf { link, pieces: None } }
     }
 
@@ -171,6 +172,30 @@ impl Connection {
         self.link().flush()
     }
 
+    /// Ends our side behind what is queued, and goes on receiving. See [`WriteHalf::shutdown`].
+    ///
+    /// # Errors
+    /// As [`Connection::recv`].
+    ///
+    /// # Cancel safety
+    /// Safe: once polled, the end follows the output whether or not somebody waits.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # async fn handler(mut conn: slipring::Connection) -> slipring::Result<()> {
+    /// conn.write(b"that is all; and you?\n").await?;
+    /// conn.shutdown().await?;
+    /// while let Some(chunk) = conn.recv().await? {
+    ///     println!("{} bytes", chunk.len());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn shutdown(&mut self) -> impl Future<Output = Result<()>> {
+        self.link().shutdown()
+    }
+
     /// Splits it into halves that two tasks may use. It closes when both are dropped.
     #[must_use]
     pub fn into_split(self) -> (ReadHalf, WriteHalf) {
@@ -263,13 +288,7 @@ impl Connection {
     /// [`ErrorKind::Config`] for less than a millisecond or more than a year: no connection is
     /// without a deadline.
     pub fn set_deadline(&self, kind: DeadlineKind, limit: Duration) -> Result<()> {
-        let limit_ms = u64::try_from(limit.as_nanos().div_ceil(u128::from(NS_PER_MS)))
-            .ok()
-            .filter(|ms| (1..=LIMIT_MS_MAX).contains(ms))
-            .ok_or_else(|| {
-                Error::new(ErrorKind::Config, format!("set the {kind:?} deadline to {limit:?}"))
-                    .because("expected 1 ms to 365 days")
-            })?;
+        let limit_ms = limit_ms(limit, || format!("set the {kind:?} deadline to {limit:?}"))?;
         let Link { core, id } = self.link();
         core.borrow_mut().set_deadline(*id, kind, limit_ms);
         Ok(())
@@ -298,11 +317,14 @@ impl Connection {
     /// Ends the connection with a reset: the peer is to know that it did not get everything.
     /// Output that was not delivered is dropped.
     pub fn abort(self) {
-        let Link { core, id } = self.link();
-        core.borrow_mut().end(*id, CloseReason::Aborted);
+        self.link().abort();
     }
 
-    fn link(&self) -> &Link {
+    pub(crate) fn read_half(&mut self) -> &mut ReadHalf {
+        &mut self.read
+    }
+
+    pub(crate) fn link(&self) -> &Link {
         &self.read.link
     }
 }
@@ -317,6 +339,11 @@ impl Link {
     /// Takes over the one hold that a new entry counts.
     pub(crate) fn first(core: CoreRef, id: Id) -> Link {
         Link { core, id }
+    }
+
+    /// Ends the connection with a reset.
+    pub(crate) fn abort(&self) {
+        self.core.borrow_mut().end(self.id, CloseReason::Aborted);
     }
 }
 
@@ -365,6 +392,19 @@ where
             }
         })
     })
+}
+
+/// A time limit in milliseconds.
+///
+/// # Errors
+/// [`ErrorKind::Config`] for one that is none.
+pub(crate) fn limit_ms(limit: Duration, operation: impl FnOnce() -> String) -> Result<u64> {
+    u64::try_from(limit.as_nanos().div_ceil(u128::from(NS_PER_MS)))
+        .ok()
+        .filter(|ms| (1..=LIMIT_MS_MAX).contains(ms))
+        .ok_or_else(|| {
+            Error::new(ErrorKind::Config, operation()).because("expected 1 ms to 365 days")
+        })
 }
 
 const LIMIT_MS_MAX: u64 = 365 * 24 * 60 * 60 * 1000;

@@ -66,6 +66,26 @@ impl fmt::Display for ConnectionState {
     }
 }
 
+/// Which end has begun a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// The peer: it was accepted.
+    Inbound,
+    /// This one: [`net::connect`](crate::net::connect()) has established it.
+    Outbound,
+}
+
+impl Direction {
+    /// The name as it stands in lists.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Direction::Inbound => "inbound",
+            Direction::Outbound => "outbound",
+        }
+    }
+}
+
 /// One connection at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -76,15 +96,17 @@ pub struct ConnectionInfo {
     pub core: usize,
     /// The peer; `None` on a Unix socket, or when it is gone.
     pub peer: Option<SocketAddr>,
-    /// Where it was accepted.
+    /// Which end has begun it.
+    pub direction: Direction,
+    /// Where it was accepted; `None` for an outbound one.
     pub listener: Option<ListenAddr>,
     /// What it is at.
     pub state: ConnectionState,
     /// Why it was ended, in the state [`Ended`](ConnectionState::Ended).
     pub ended: Option<CloseReason>,
-    /// Since it was accepted.
+    /// Since it was accepted or established.
     pub age: Duration,
-    /// Since a byte last went in either direction, or it was accepted.
+    /// Since a byte last went in either direction, or it was accepted or established.
     pub without_progress: Duration,
     /// Received so far.
     pub bytes_in: u64,
@@ -207,6 +229,13 @@ impl Connections {
         self
     }
 
+    /// No more than so many of them, in the order that they have.
+    #[must_use]
+    pub fn first(mut self, count: usize) -> Connections {
+        self.infos.truncate(count);
+        self
+    }
+
     /// The one that was accepted first.
     #[must_use]
     pub fn oldest(&self) -> Option<&ConnectionInfo> {
@@ -217,6 +246,11 @@ impl Connections {
     /// milliseconds.
     #[must_use]
     pub fn to_json(&self) -> String {
+        self.write_to(JsonObject::new()).finish()
+    }
+
+    /// Adds the list to an object.
+    pub(crate) fn write_to(&self, json: JsonObject) -> JsonObject {
         let silent = |silent: &SilentCore| {
             JsonObject::new()
                 .number("core", silent.core as u64)
@@ -224,10 +258,8 @@ impl Connections {
                 .raw_or_null("running", silent.running.map(|place| quoted(&place.to_string())))
                 .finish()
         };
-        JsonObject::new()
-            .raw("connections", &array(self.infos.iter().map(ConnectionInfo::to_json)))
+        json.raw("connections", &array(self.infos.iter().map(ConnectionInfo::to_json)))
             .raw("silent_cores", &array(self.silent.iter().map(silent)))
-            .finish()
     }
 
     fn only(mut self, keep: impl Fn(&ConnectionInfo) -> bool) -> Connections {
@@ -266,6 +298,7 @@ impl ConnectionInfo {
             .string("id", &self.id.to_string())
             .number("core", self.core as u64)
             .raw_or_null("peer", self.peer.map(|peer| text(&peer)))
+            .string("direction", self.direction.as_str())
             .raw_or_null("listener", self.listener.as_ref().map(|addr| text(addr)))
             .string("state", self.state.as_str())
             .raw_or_null("ended", self.ended.map(|reason| quoted(reason.as_str())))
@@ -296,7 +329,10 @@ impl ConnectionInfo {
             self.id.to_string(),
             self.core.to_string(),
             optional(self.peer.map(|peer| peer.to_string())),
-            optional(self.listener.as_ref().map(ListenAddr::to_string)),
+            match self.direction {
+                Direction::Inbound => optional(self.listener.as_ref().map(ListenAddr::to_string)),
+                Direction::Outbound => "(outbound)".to_owned(),
+            },
             state,
             duration(self.age),
             duration(self.without_progress),
@@ -369,6 +405,7 @@ mod tests {
             id: ConnectionId { core: 0, id: Id { index, generation: 1 } },
             core: 0,
             peer: Some(SocketAddr::from(([127, 0, 0, 1], 9000))),
+            direction: Direction::Inbound,
             listener: Some(ListenAddr::Abstract("x\"y".into())),
             state,
             ended: (state == ConnectionState::Ended).then_some(CloseReason::Idle),

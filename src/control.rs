@@ -28,11 +28,15 @@ pub(crate) struct Control {
     seats: Vec<Seat>,
     /// Where the server listens, in the order of the cores' listeners; set before they accept.
     addrs: OnceLock<Vec<ListenAddr>>,
+    /// The sockets that were passed in, with the cores that accept from each.
+    kept: OnceLock<Vec<(ListenAddr, Vec<usize>)>>,
     ended: Mutex<Vec<Option<CoreReport>>>,
     belongings: Mutex<Option<Belongings>>,
     /// Which cores were told to leave while the others go on.
     leaving: Mutex<Vec<bool>>,
     news: Condvar,
+    #[cfg(feature = "tracing")]
+    pub(crate) events: crate::trace::ServerEvents,
 }
 
 /// What a server has of the process and the file system until its last core has ended.
@@ -40,6 +44,8 @@ pub(crate) struct Control {
 pub(crate) struct Belongings {
     pub(crate) signals: Option<Signals>,
     pub(crate) files: Vec<SocketFile>,
+    #[cfg(feature = "admin")]
+    pub(crate) admin: Option<crate::admin::Farewell>,
 }
 
 /// How a core is reached and watched from outside.
@@ -55,12 +61,30 @@ impl Control {
         let leaving = Mutex::new(vec![false; seats.len()]);
         let ended = Mutex::new(seats.iter().map(|_| None).collect());
         let deadline_ns = AtomicU64::new(u64::MAX);
-        let (addrs, news, belongings) = (OnceLock::new(), Condvar::new(), Mutex::new(None));
-        Control { epoch, deadline_ns, seats, addrs, ended, belongings, leaving, news }
+        let (addrs, kept) = (OnceLock::new(), OnceLock::new());
+        let (news, belongings) = (Condvar::new(), Mutex::new(None));
+        Control {
+            epoch,
+            deadline_ns,
+            seats,
+            addrs,
+            kept,
+            ended,
+            belongings,
+            leaving,
+            news,
+            #[cfg(feature = "tracing")]
+            events: Default::default(),
+        }
     }
 
-    pub(crate) fn set_addrs(&self, addrs: Vec<ListenAddr>) {
+    pub(crate) fn set_listeners(
+        &self,
+        addrs: Vec<ListenAddr>,
+        kept: Vec<(ListenAddr, Vec<usize>)>,
+    ) {
         self.addrs.get_or_init(|| addrs);
+        self.kept.get_or_init(|| kept);
     }
 
     pub(crate) fn keep(&self, belongings: Belongings) {
@@ -70,10 +94,19 @@ impl Control {
     /// Gives back what the server had. It waits for the signals' thread, which needs no core.
     pub(crate) fn let_go(&self) {
         let belongings = self.belongings().take();
-        if let Some(Belongings { signals, files }) = belongings {
-            drop(signals);
-            drop(files);
-        }
+        let Some(Belongings {
+            signals,
+            files,
+            #[cfg(feature = "admin")]
+            admin,
+        }) = belongings
+        else {
+            return;
+        };
+        #[cfg(feature = "admin")]
+        drop(admin);
+        drop(signals);
+        drop(files);
     }
 
     fn belongings(&self) -> MutexGuard<'_, Option<Belongings>> {
@@ -83,6 +116,18 @@ impl Control {
     /// The address of a listener.
     pub(crate) fn addr(&self, listener: u16) -> Option<ListenAddr> {
         self.addrs.get()?.get(usize::from(listener)).cloned()
+    }
+
+    /// Whether connections can come in.
+    #[cfg(feature = "admin")]
+    pub(crate) fn is_listening(&self) -> bool {
+        self.addrs.get().is_some()
+    }
+
+    /// Since the epoch.
+    #[cfg(feature = "admin")]
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.epoch.elapsed()
     }
 
     pub(crate) fn seats(&self) -> &[Seat] {
@@ -110,7 +155,8 @@ impl Control {
 
     /// As [`Control::begin_drain`], with the deadline in nanoseconds since the epoch.
     pub(crate) fn begin_drain_at(&self, deadline_ns: u64) {
-        self.deadline_ns.fetch_min(deadline_ns, Ordering::AcqRel);
+        let _before_ns = self.deadline_ns.fetch_min(deadline_ns, Ordering::AcqRel);
+        traced!(self.events.drain_ordered(_before_ns, deadline_ns, self.epoch.elapsed()));
         for seat in &self.seats {
             // A core that has ended already needs no telling.
             let _ = seat.post.post(Message::Look);
@@ -119,18 +165,33 @@ impl Control {
         self.news.notify_all();
     }
 
-    /// Tells one core to leave, and returns by when. `None` if no other core would be left.
-    pub(crate) fn retire(&self, core: usize, within: Duration) -> Option<u64> {
+    /// Tells one core to leave, and returns by when.
+    ///
+    /// # Errors
+    /// Why it has to stay: no other core would be left, or none at a socket that was passed in, and
+    /// nobody would serve its queue.
+    pub(crate) fn retire(&self, core: usize, within: Duration) -> Result<u64, String> {
         let mut leaving = self.leaving.lock().unwrap_or_else(|poison| poison.into_inner());
         let stays = |(other, leaves): (usize, &bool)| other != core && !leaves;
         if !leaving.iter().enumerate().any(stays) {
-            return None;
+            return Err("no other core would be left; drain the server instead".to_owned());
+        }
+        for (addr, users) in self.kept.get().into_iter().flatten() {
+            let alone = !users.iter().any(|other| stays((*other, &leaving[*other])));
+            if alone && users.contains(&core) {
+                return Err(format!(
+                    "nobody else accepts from its socket of {addr}, which was passed in and stays \
+                     open; drain the server instead"
+                ));
+            }
         }
         leaving[core] = true;
         let deadline_ns = self.deadline_within(within);
+        drop(leaving);
+        traced!(self.events.retire_ordered(core, within));
         // A core that has ended already needs no telling.
         let _ = self.seats[core].post.post(Message::Retire(deadline_ns));
-        Some(deadline_ns)
+        Ok(deadline_ns)
     }
 
     /// Waits for one core's end as [`Control::wait`] does for all.
@@ -175,16 +236,26 @@ impl Control {
 
     /// A core has ended: its ring is gone and its sockets are closed.
     pub(crate) fn report(&self, index: usize, report: CoreReport) {
+        traced!(self.events.core_ended(self, index, &report));
         let mut ended = self.lock();
         let others = ended.iter().enumerate().filter(|(core, _)| *core != index);
         if others.map(|(_, end)| end).all(Option::is_some) {
             drop(ended);
             // Before anyone hears that the server has ended: its addresses are free then.
             self.let_go();
+            traced!(self.events.ended(&self.account_with(index, &report)));
             ended = self.lock();
         }
         ended[index] = Some(report);
         self.news.notify_all();
+    }
+
+    /// The account of the server, with that of the core that ends last.
+    #[cfg(feature = "tracing")]
+    fn account_with(&self, last: usize, report: &CoreReport) -> DrainReport {
+        let mut cores: Vec<CoreReport> = self.lock().iter().flatten().cloned().collect();
+        cores.insert(last, report.clone());
+        DrainReport { cores }
     }
 
     /// Waits until every core has ended; once a drain is ordered, no longer than its deadline and
@@ -205,14 +276,25 @@ impl Control {
     /// Waits for the server's end, no longer than so long. True when it has ended, or a core is so
     /// late that nobody waits for it.
     pub(crate) fn has_ended_within(&self, time: Duration) -> bool {
-        let until = Instant::now() + time;
+        self.has_ended_or(time, || false)
+    }
+
+    /// As [`Control::has_ended_within`]; but it also comes back when a drain is ordered, or one
+    /// with another deadline.
+    #[cfg(feature = "systemd")]
+    pub(crate) fn has_ended_or_is_ordered(&self, known_ns: u64, time: Duration) -> bool {
+        self.has_ended_or(time, || self.deadline_ns() != known_ns)
+    }
+
+    fn has_ended_or(&self, time: Duration, enough: impl Fn() -> bool) -> bool {
+        let begun = Instant::now();
         let mut ended = self.lock();
         loop {
             if ended.iter().all(Option::is_some) || self.is_over() {
                 return true;
             }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            let left = time.saturating_sub(begun.elapsed());
+            if left.is_zero() || enough() {
                 return false;
             }
             let waited = self.news.wait_timeout(ended, left);
@@ -223,6 +305,16 @@ impl Control {
     /// Whether the time is up that [`Control::wait`] would wait for at most.
     pub(crate) fn is_over(&self) -> bool {
         self.time_until_stuck(self.deadline_ns()).is_none()
+    }
+
+    /// How many turns each core has made; `None` for those that have ended.
+    #[cfg(feature = "systemd")]
+    pub(crate) fn turns(&self) -> Vec<Option<u64>> {
+        let ended = self.lock();
+        let up = |(seat, end): (&Seat, &Option<CoreReport>)| {
+            end.is_none().then(|| seat.counters.turns.get())
+        };
+        self.seats.iter().zip(ended.iter()).map(up).collect()
     }
 
     pub(crate) fn stats(&self) -> Stats {

@@ -20,6 +20,7 @@ use crate::balance::Pulse;
 use crate::buf::Chunk;
 use crate::caps::Lease;
 use crate::config::Settings;
+use crate::connecting::Outbound;
 use crate::connections::ConnectionInfo;
 use crate::control::Control;
 use crate::deadline::Limits;
@@ -46,6 +47,7 @@ use crate::sys::gather::Gather;
 use crate::table::{Id, Table};
 use crate::task::spawn_task;
 use crate::time::Sleeper;
+use crate::token::Kind;
 use crate::udp::sockets::UdpSockets;
 use crate::wheel::{TimerKey, Wheel};
 
@@ -63,6 +65,7 @@ pub(crate) enum Timer {
     Connection(Id),
     Sleeper(Id),
     Listener(u32),
+    Connect(Id),
     UdpSocket(Id),
     Audit,
     Pressure,
@@ -79,6 +82,7 @@ pub(crate) struct Core {
     pub(crate) pauses: Pauses,
     pub(crate) table: Table<Entry>,
     pub(crate) listeners: Vec<Listener>,
+    pub(crate) outbound: Outbound,
     pub(crate) udp: UdpSockets,
     pub(crate) wheel: Wheel<Timer>,
     pub(crate) sleepers: Table<Sleeper>,
@@ -140,6 +144,8 @@ pub(crate) struct Core {
     pub(crate) spin: Spin,
     /// How long it has spun in all.
     pub(crate) spun_ns: u64,
+    #[cfg(feature = "tracing")]
+    pub(crate) events: RefCell<crate::trace::CoreEvents>,
 }
 
 impl Core {
@@ -172,6 +178,7 @@ impl Core {
                 pauses: Pauses::new(settings.heartbeat_timeout_ms * NS_PER_MS / 4),
                 table: Table::new(),
                 listeners: Vec::new(),
+                outbound: Outbound::new(),
                 udp: UdpSockets::new(),
                 wheel: Wheel::new(now_ms),
                 sleepers: Table::new(),
@@ -213,6 +220,8 @@ impl Core {
                 enter_failures: 0,
                 spin: Spin::new(u64::from(settings.spin_us) * 1_000, now_ns),
                 spun_ns: 0,
+                #[cfg(feature = "tracing")]
+                events: Default::default(),
             }),
         })
     }
@@ -337,6 +346,10 @@ impl Core {
             Outcome::Received(result) => self.on_received(id, last, result),
             Outcome::Sent(result, gather) => self.on_sent(id, result, gather),
             Outcome::Hangup(result) => self.on_hangup(id, result),
+            Outcome::Connected(result) => self.on_connected(id, result),
+            Outcome::Cancelled(result) if token.kind() == Some(Kind::CancelConnect) => {
+                self.on_connect_cancelled(id, result);
+            }
             Outcome::Cancelled(result) if id.index == NO_CONNECTION => {
                 self.on_accept_cancelled(id.generation, result);
             }
@@ -378,6 +391,7 @@ impl Core {
                     }
                 }
                 Timer::Listener(index) => self.accept_again(index),
+                Timer::Connect(id) => self.on_connect_timer(id),
                 Timer::UdpSocket(id) => self.on_socket_deadline(id),
                 Timer::Audit => self.begin_audit(),
                 Timer::Pressure => self.end_rest(),
@@ -389,6 +403,7 @@ impl Core {
 
     /// Publishes what the driver counts.
     pub(crate) fn publish_counters(&self) {
+        self.counters.turns.set(self.turn);
         let driver = self.driver.counters();
         self.counters.enters.set(driver.enters);
         self.counters.submissions.set(driver.submissions);
@@ -423,9 +438,13 @@ impl CoreCell {
         self.inspect();
         self.advance_drain();
         self.run_tasks();
-        let core = self.borrow_mut();
-        core.publish_counters();
-        Ok(core.drain.phase() != Phase::Down)
+        let is_up = {
+            let core = self.borrow_mut();
+            core.publish_counters();
+            core.drain.phase() != Phase::Down
+        };
+        traced!(self.tell());
+        Ok(is_up)
     }
 
     /// Hears what other threads have sent, up to a budget: whoever sends faster than this reads
@@ -452,7 +471,7 @@ impl CoreCell {
                     let mut refused = false;
                     let spawn = || refused = spawn_task(self, Scope::Core, place, make()).is_err();
                     if !guarded(spawn) {
-                        self.borrow_mut().counters.panics.add(1);
+                        self.borrow_mut().count_panic(place);
                     }
                     self.borrow_mut().counters.tasks_refused.add(refused.into());
                 }

@@ -1,8 +1,7 @@
 //! The cores' threads: how they start together, and the whole life of each.
 
-use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
@@ -22,11 +21,11 @@ use crate::machine::Facts;
 use crate::refusal;
 use crate::report::CoreReport;
 use crate::server::{CoreInfo, Maker};
-use crate::stop::Membership;
+use crate::share::Share;
 use crate::sys::affinity;
 use crate::sys::uring::{RingSetup, Uring};
 use crate::sys::wake::EventFd;
-use crate::udp::serve::UdpEndpoint;
+use crate::udp::{bind::UdpShare, serve::UdpEndpoint};
 
 /// What a core's thread is started with.
 pub(crate) struct Seed {
@@ -39,20 +38,17 @@ pub(crate) struct Seed {
     pub(crate) makers: Vec<Maker>,
     pub(crate) drain_within: Duration,
     pub(crate) hooks: Vec<Hook>,
+    /// What its thread is called, if the server is a part of another one.
+    pub(crate) part: Option<&'static str>,
     pub(crate) udp: Vec<UdpEndpoint>,
 }
 
-/// One core's sockets, in the order of their addresses.
-#[derive(Default)]
-pub(crate) struct Shares {
-    pub(crate) listeners: Vec<(OwnedFd, Option<Membership>)>,
-    /// With the address.
-    pub(crate) udp: Vec<(OwnedFd, SocketAddr)>,
-}
+/// One core's listeners, and its UDP sockets.
+pub(crate) type Sockets = (Vec<Share>, Vec<UdpShare>);
 
 impl Seed {
     /// The whole life of a core.
-    fn live(mut self, ready: &Sender<Result<()>>, go: &Receiver<Shares>) {
+    fn live(mut self, ready: &Sender<Result<()>>, go: &Receiver<Sockets>) {
         let core = match self.make_core() {
             Ok(core) => core,
             Err(error) => {
@@ -65,22 +61,25 @@ impl Seed {
         let services: Vec<_> = self.udp.iter().map(|it| it.make(&self.info)).collect();
         let _ = ready.send(Ok(()));
         // No word means that another core could not be started.
-        let Ok(shares) = go.recv() else { return };
+        let Ok((shares, udp)) = go.recv() else { return };
         {
             let mut core = core.borrow_mut();
             (core.info, core.hooks) = (self.info, std::mem::take(&mut self.hooks));
-            for ((socket, membership), (handler, maker)) in
-                shares.listeners.into_iter().zip(handlers)
-            {
-                let listener = Listener::new(Socket::Os(socket), handler, maker.place);
-                let listener = listener.with_heartbeat(maker.heartbeat).in_group(membership);
+            for share in shares {
+                let (handler, maker) = &handlers[share.endpoint];
+                let socket = Socket::Os(share.socket);
+                let listener = Listener::new(socket, Rc::clone(handler), maker.place)
+                    .with_heartbeat(maker.heartbeat.clone())
+                    .in_group(share.membership)
+                    .left_to(share.kept);
                 core.listeners.push(listener);
             }
+            // The listeners have them, until the core is down.
+            drop(handlers);
         }
-        let udp = shares.udp.into_iter().zip(services);
         let failure = self.serve(&core, || {
-            udp.into_iter()
-                .try_for_each(|((socket, addr), service)| service.start(&core, socket, addr))
+            let mut services = services.into_iter().zip(udp);
+            services.try_for_each(|(service, share)| service.start(&core, share))
         });
         let account = core.borrow_mut().account();
         drop(core);
@@ -152,7 +151,7 @@ impl Seed {
 #[derive(Default)]
 pub(crate) struct Crew {
     threads: Vec<JoinHandle<()>>,
-    starts: Vec<Sender<Shares>>,
+    starts: Vec<Sender<Sockets>>,
     ready: Vec<Receiver<Result<()>>>,
 }
 
@@ -160,7 +159,8 @@ impl Crew {
     pub(crate) fn hire(&mut self, seed: Seed) -> Result<()> {
         let (ready_sender, ready) = channel();
         let (start, go) = channel();
-        let thread = thread::Builder::new().name(format!("slipring-{}", seed.info.cpu));
+        let name = seed.part.map_or_else(|| format!("slipring-{}", seed.info.cpu), str::to_owned);
+        let thread = thread::Builder::new().name(name);
         let thread = thread.spawn(move || seed.live(&ready_sender, &go));
         self.threads.push(thread.map_err(|error| {
             Error::os("start a core's thread", error).with_kind(ErrorKind::Resource)
@@ -179,7 +179,7 @@ impl Crew {
         Ok(())
     }
 
-    pub(crate) fn go(mut self, shares: Vec<Shares>) -> Vec<JoinHandle<()>> {
+    pub(crate) fn go(mut self, shares: Vec<Sockets>) -> Vec<JoinHandle<()>> {
         for (start, share) in self.starts.iter().zip(shares) {
             // A core that is gone already is found by `join`.
             let _ = start.send(share);

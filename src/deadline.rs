@@ -158,11 +158,14 @@ impl Deadlines {
         self.progress_ms = now_ms;
     }
 
-    /// A message begins, when so many bytes had been received; none does within another.
+    /// A message begins, when so many bytes had been received. None does within another, but what a
+    /// read has opened may turn out to be a part of the protocol layer's message.
     pub(crate) fn begin_message(&mut self, now_ms: u64, opened: Opened, bytes: u64) {
         if !self.is_in_message() {
             (self.message_ms, self.message_bytes, self.opened) = (now_ms, bytes, opened);
             self.unawaited_ms = 0;
+        } else if opened == Opened::ByLayer {
+            self.opened = opened;
         }
     }
 

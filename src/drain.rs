@@ -8,10 +8,11 @@
 //! and only to an earlier one.
 
 /// Where a core stands in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Phase {
     /// Serving.
+    #[default]
     Running,
     /// Still accepting, but no longer ready in the eyes of a load balancer.
     LameDuck,
@@ -26,16 +27,32 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// Every phase, in order.
+    pub const ALL: [Phase; PHASES] = [
+        Phase::Running,
+        Phase::LameDuck,
+        Phase::StopAccept,
+        Phase::DrainConnections,
+        Phase::Force,
+        Phase::Down,
+    ];
+
+    /// The name as it stands in JSON and metrics: lower case, words joined by `_`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Phase::Running => "running",
+            Phase::LameDuck => "lame_duck",
+            Phase::StopAccept => "stop_accept",
+            Phase::DrainConnections => "drain_connections",
+            Phase::Force => "force",
+            Phase::Down => "down",
+        }
+    }
+
     /// The phase with this number.
     pub(crate) fn of(number: u64) -> Phase {
-        let all = [
-            Phase::Running,
-            Phase::LameDuck,
-            Phase::StopAccept,
-            Phase::DrainConnections,
-            Phase::Force,
-        ];
-        all.into_iter().find(|phase| *phase as u64 == number).unwrap_or(Phase::Down)
+        Phase::ALL.into_iter().find(|phase| *phase as u64 == number).unwrap_or(Phase::Down)
     }
 }
 
@@ -89,6 +106,11 @@ impl Drain {
 
     pub(crate) fn phase(&self) -> Phase {
         self.phase
+    }
+
+    #[cfg(feature = "tracing")]
+    pub(crate) fn has_entered(&self, phase: Phase) -> bool {
+        self.entered_ns[phase as usize] != 0
     }
 
     pub(crate) fn is_draining(&self) -> bool {
@@ -154,6 +176,11 @@ impl Drain {
     /// Whether time is up, so that nothing may be waited for any more.
     pub(crate) fn is_late(&self, now_ns: u64) -> bool {
         self.is_draining() && now_ns >= self.force_ns()
+    }
+
+    /// Whether it went down as nothing was left to wait for, before its deadline.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.phase == Phase::Down && self.entered_ns[Phase::Force as usize] == 0
     }
 
     /// The phase that it is time to enter.

@@ -13,6 +13,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
+use socket2::SockAddr;
+
+use crate::config::Settings;
+use crate::route::Route;
 #[cfg(test)]
 use crate::sim::{Peer, SimDriver, SimSocket};
 use crate::sys::bufs::{Lease, Pool};
@@ -35,6 +39,8 @@ pub(crate) enum Op {
     Send { socket: Name, gather: Box<Gather> },
     /// Report once when the connection is broken or at its end, while no receive would notice.
     Hangup { socket: Name },
+    /// Connect a socket to an address, which the operation owns.
+    Connect { socket: Name, to: Box<SockAddr> },
     /// Receive datagrams into the pool for those, each behind a header, until cancelled or an
     /// error.
     ReceiveDatagrams { socket: Name },
@@ -71,6 +77,7 @@ pub(crate) enum Outcome {
     Sent(Result<usize, Errno>, Box<Gather>),
     /// What has happened to the connection (`POLLERR`, `POLLHUP`, `POLLRDHUP`: poll(2)).
     Hangup(Result<i32, Errno>),
+    Connected(Result<(), Errno>),
     /// Somebody rang the core's bell, or the poll on it ended.
     Doorbell,
     /// Whether the target was found; it completes by itself.
@@ -405,6 +412,15 @@ impl Driver {
             (Parcel::Sim(peer), Driver::Sim(driver)) => Socket::Sim(driver.unpack(*peer)),
             #[cfg(test)]
             (Parcel::Sim(_), Driver::Uring(_)) => panic!("a simulated connection in a real ring"),
+        }
+    }
+
+    /// A socket that is to be connected.
+    pub(crate) fn open(&self, route: &Route, settings: &Settings) -> io::Result<Socket> {
+        match self {
+            Driver::Uring(_) => route.open(settings).map(Socket::Os),
+            #[cfg(test)]
+            Driver::Sim(driver) => Ok(Socket::Sim(driver.open())),
         }
     }
 

@@ -85,7 +85,10 @@ impl Core {
     pub(crate) fn left(&self) -> Left {
         let open = self.listeners.iter().filter(|listener| listener.is_open()).count();
         let starved = self.listeners.iter().filter(|listener| listener.is_starved()).count();
-        let connections = self.table.len() + self.post.load.coming() + self.udp.leaving;
+        // Outbound ones go with the tasks that hold them, and what nobody uses any more, such as
+        // a pool of them, is nothing to wait for. What a UDP socket has sent is.
+        let held = self.table.len() - self.outbound.held + self.udp.leaving;
+        let connections = held + self.post.load.coming();
         let tasks = self.tasks.waited_for();
         Left { listeners: open - starved, starved, connections, tasks }
     }

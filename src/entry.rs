@@ -30,6 +30,8 @@ pub(crate) struct Entry {
     pub(crate) hangup: Hangup,
     /// The peer has ended its side.
     pub(crate) eof: bool,
+    /// Its owner has said that it sends no more: our end follows the output.
+    pub(crate) finishing: bool,
     /// We have ended ours.
     pub(crate) fin_sent: bool,
     /// Output was on its way when we ended our side.
@@ -59,10 +61,14 @@ pub(crate) struct Entry {
     pub(crate) ended: Option<CloseReason>,
     /// It ends with a reset: a FIN would say to the peer that it got everything.
     pub(crate) resets: bool,
+    /// What it carries is another connection's too, so that a deadline is no clean end for it.
+    pub(crate) tied: bool,
     /// Why its handler ended it, if not by success.
     pub(crate) failed: Option<CloseReason>,
     /// Its handler had finished before the peer did.
     pub(crate) served: bool,
+    /// Its protocol layer has requests at work, so that who listens for more is not idle.
+    pub(crate) busy: bool,
     /// It is idle, and the drain will close it when its time has come.
     pub(crate) farewell: bool,
     /// Its protocol layer has ended what was the last message: nothing behind that is read.
@@ -72,7 +78,7 @@ pub(crate) struct Entry {
     /// How many holds there are on it, such as a [`Connection`](crate::Connection)'s halves; the
     /// last one closes.
     pub(crate) handles: u32,
-    /// Which of its core's listeners has accepted it.
+    /// Which of its core's listeners has accepted it, or [`OUTBOUND`].
     pub(crate) listener: u16,
 
     /// Received in all, what was thrown away included.
@@ -151,6 +157,7 @@ impl Entry {
             sizing: Sizing::new(),
             hangup: Hangup::Off,
             eof: false,
+            finishing: false,
             fin_sent: false,
             unacknowledged: false,
             unread_seen: false,
@@ -166,8 +173,10 @@ impl Entry {
             writer: Wake::Nobody,
             ended: None,
             resets: false,
+            tied: false,
             failed: None,
             served: false,
+            busy: false,
             farewell: false,
             had_its_last: false,
             dismissed: None,
@@ -181,6 +190,11 @@ impl Entry {
             handler: None,
             company: None,
         }
+    }
+
+    /// Whether this end has established it.
+    pub(crate) fn is_outbound(&self) -> bool {
+        self.listener == OUTBOUND
     }
 
     /// No handle is left: what remains is to close it well.
@@ -225,3 +239,6 @@ impl Entry {
         self.ended.or(self.failed).unwrap_or(finished)
     }
 }
+
+/// In place of a listener's number: it was not accepted.
+pub(crate) const OUTBOUND: u16 = u16::MAX;

@@ -41,6 +41,10 @@ pub enum ErrorKind {
     Unsupported,
     /// A limit of the process or the machine was reached: descriptors, locked memory, threads.
     Resource,
+    /// Nobody listens at the address that was to be connected to.
+    Refused,
+    /// There is no way to the address that was to be connected to, or nobody has it.
+    Unreachable,
     /// The peer reset the connection.
     PeerReset,
     /// The peer has vanished: it answered neither data nor keepalive probes.
@@ -49,6 +53,8 @@ pub enum ErrorKind {
     TimedOut,
     /// The peer ended the stream before the bytes asked for had come.
     UnexpectedEof,
+    /// The peer broke a protocol that is spoken on the connection, such as HTTP or TLS.
+    Protocol,
     /// A bound given by the caller or the configuration was exceeded, such as a line's length.
     TooLong,
     /// The connection, the core or the server has already ended.
@@ -94,6 +100,7 @@ impl Error {
             Some(libc::EPERM | libc::EACCES | libc::ENOSYS | libc::EOPNOTSUPP) => {
                 ErrorKind::Unsupported
             }
+            Some(libc::ECONNREFUSED) => ErrorKind::Refused,
             Some(libc::ECONNRESET | libc::EPIPE) => ErrorKind::PeerReset,
             Some(libc::ETIMEDOUT | libc::EHOSTUNREACH | libc::ENETUNREACH) => ErrorKind::PeerDead,
             _ => ErrorKind::Io,
@@ -106,6 +113,12 @@ impl Error {
     /// Replaces the kind, where the operation knows better than the error number.
     pub(crate) fn with_kind(mut self, kind: ErrorKind) -> Error {
         self.0.kind = kind;
+        self
+    }
+
+    /// Says instead what was being done.
+    pub(crate) fn during(mut self, operation: impl Into<Cow<'static, str>>) -> Error {
+        self.0.operation = operation.into();
         self
     }
 
@@ -147,10 +160,12 @@ impl From<Error> for io::Error {
             ErrorKind::Config | ErrorKind::Misuse => io::ErrorKind::InvalidInput,
             ErrorKind::AddressInUse => io::ErrorKind::AddrInUse,
             ErrorKind::Unsupported => io::ErrorKind::Unsupported,
+            ErrorKind::Refused => io::ErrorKind::ConnectionRefused,
+            ErrorKind::Unreachable => io::ErrorKind::HostUnreachable,
             ErrorKind::PeerReset => io::ErrorKind::ConnectionReset,
             ErrorKind::TimedOut | ErrorKind::PeerDead => io::ErrorKind::TimedOut,
             ErrorKind::UnexpectedEof => io::ErrorKind::UnexpectedEof,
-            ErrorKind::TooLong => io::ErrorKind::InvalidData,
+            ErrorKind::TooLong | ErrorKind::Protocol => io::ErrorKind::InvalidData,
             ErrorKind::Closed => io::ErrorKind::NotConnected,
             ErrorKind::Forced => io::ErrorKind::ConnectionAborted,
             ErrorKind::Resource | ErrorKind::Panicked | ErrorKind::Io => {
@@ -162,9 +177,24 @@ impl From<Error> for io::Error {
 }
 
 impl From<io::Error> for Error {
-    /// An error of a handler's own I/O, so that `?` works on files and foreign sockets too.
+    /// An error of a handler's own I/O, so that `?` works on files and foreign sockets too. One
+    /// that was made from an [`Error`], as the traits of others want it, is that one again.
     fn from(source: io::Error) -> Error {
-        Error::os("handler's i/o", source)
+        let source = match source.downcast::<Error>() {
+            Ok(error) => return error,
+            Err(source) => source,
+        };
+        let kind = match source.kind() {
+            // One of a trait's own, such as that of tokio's `read_exact`, has no error number.
+            io::ErrorKind::UnexpectedEof => Some(ErrorKind::UnexpectedEof),
+            io::ErrorKind::TimedOut if source.raw_os_error().is_none() => Some(ErrorKind::TimedOut),
+            _ => None,
+        };
+        let error = Error::os("handler's i/o", source);
+        match kind {
+            Some(kind) => error.with_kind(kind),
+            None => error,
+        }
     }
 }
 
@@ -189,5 +219,17 @@ mod tests {
         assert_eq!(io::Error::from(reset).kind(), io::ErrorKind::ConnectionReset);
         let late = Error::new(ErrorKind::TimedOut, "recv");
         assert_eq!(io::Error::from(late).kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn an_error_comes_back_from_an_io_error_as_it_was() {
+        let forced = Error::new(ErrorKind::Forced, "recv").because("the drain's deadline has come");
+        let text = forced.to_string();
+        let again = Error::from(io::Error::from(forced));
+        assert_eq!((again.kind(), again.to_string()), (ErrorKind::Forced, text));
+        let foreign = Error::from(io::Error::from_raw_os_error(libc::ENOENT));
+        assert_eq!((foreign.kind(), foreign.raw_os_error()), (ErrorKind::Io, Some(libc::ENOENT)));
+        let foreign = Error::from(io::Error::from(io::ErrorKind::UnexpectedEof));
+        assert_eq!(foreign.kind(), ErrorKind::UnexpectedEof);
     }
 }

@@ -367,7 +367,7 @@ impl CoreCell {
                 }
                 Ok(Poll::Ready(())) => core.finish_task(id, scope, body),
                 Err(()) => {
-                    core.counters.panics.add(1);
+                    core.count_panic(place);
                     if let Scope::Handler(connection) = scope {
                         core.fail(connection, CloseReason::HandlerPanic);
                     }
@@ -404,6 +404,12 @@ impl CoreCell {
 impl Core {
     fn has_unburied(&self) -> bool {
         !self.graveyard.is_empty() || self.tasks.has_wakers()
+    }
+
+    /// Code that was spawned there, or given to the server there, has panicked.
+    pub(crate) fn count_panic(&mut self, _place: Place) {
+        self.counters.panics.add(1);
+        traced!(self.events.get_mut().panicked = Some(_place));
     }
 
     fn finish_task(&mut self, id: Id, scope: Scope, body: Body) {

@@ -92,6 +92,9 @@ impl Core {
         self.end_message(id, Opened::ByLayer);
         let draining = self.drain.is_draining();
         let Some(entry) = self.table.get_mut(id) else { return true };
+        if entry.is_outbound() {
+            return false;
+        }
         entry.had_its_last = draining || entry.deadlines.is_retired();
         if entry.deadlines.is_retired() {
             entry.dismissed.get_or_insert(CloseReason::Lifetime);
@@ -215,7 +218,8 @@ impl Core {
         if entry.ended.is_some() {
             return;
         }
-        let in_time = !entry.is_closing() && entry.waits() && entry.receive == Receive::Armed;
+        let hears = entry.waits() && entry.receive == Receive::Armed;
+        let in_time = hears && !entry.is_closing() && !entry.finishing;
         let frame = self.listeners.get(usize::from(entry.listener)).and_then(|of| of.heartbeat());
         match frame {
             Some(frame) if in_time && !entry.deadlines.has_output() => {
@@ -228,9 +232,9 @@ impl Core {
 }
 
 impl Entry {
-    /// Whether it waits for input. One without a handler does nothing else.
+    /// Whether it waits for input, and has nothing else to do. One without a handler never has.
     pub(crate) fn waits(&self) -> bool {
-        self.is_closing() || !matches!(self.reader, Wake::Nobody)
+        self.is_closing() || (!self.busy && !matches!(self.reader, Wake::Nobody))
     }
 }
 

@@ -17,7 +17,7 @@ use crate::stats::Stats;
 /// is kept.
 #[derive(Clone, Debug)]
 pub struct Handle {
-    control: Arc<Control>,
+    pub(crate) control: Arc<Control>,
     drain_within: Duration,
 }
 
@@ -104,7 +104,8 @@ impl Handle {
     ///
     /// # Errors
     /// [`ErrorKind::Misuse`] on a core of a server, for a core that the server does not have, and
-    /// for the last one that has not left: [`Handle::drain`] is the way to end a server.
+    /// for the last one that has not left, or that accepts from a socket that was passed in:
+    /// [`Handle::drain`] is the way to end a server.
     ///
     /// # Examples
     ///
@@ -125,8 +126,8 @@ impl Handle {
             return refused(format!("the server has {cores} cores"));
         }
         match self.control().retire(core, deadline) {
-            Some(deadline_ns) => Ok(self.control().wait_for(core, deadline_ns)),
-            None => refused("no other core would be left; drain the server instead".to_owned()),
+            Ok(deadline_ns) => Ok(self.control().wait_for(core, deadline_ns)),
+            Err(why) => refused(why),
         }
     }
 

@@ -78,7 +78,7 @@ impl CoreCell {
                 }
             };
             if !guarded(run) {
-                self.borrow_mut().counters.panics.add(1);
+                self.borrow_mut().count_panic(place);
             }
         }
         self.borrow_mut().advance_drain();

@@ -1,14 +1,12 @@
 //! How the cores list their connections for whoever asks: each answers in pieces, one per turn.
 
 use std::collections::VecDeque;
-use std::future::poll_fn;
-use std::pin::pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::task::{Poll, Waker};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use crate::conn::ConnectionId;
-use crate::connections::{ConnectionInfo, ConnectionState, Connections, SilentCore};
+use crate::connections::{ConnectionInfo, ConnectionState, Connections, Direction, SilentCore};
 use crate::control::Control;
 use crate::core::{Core, CoreCell};
 use crate::driver::Socket;
@@ -18,7 +16,6 @@ use crate::handle::Handle;
 use crate::local::is_core_thread;
 use crate::post::Message;
 use crate::table::Id;
-use crate::time::sleep;
 use crate::walk::Walk;
 
 /// What somebody has asked all cores.
@@ -171,10 +168,14 @@ impl Handle {
 }
 
 /// As [`Handle::connections`], from a task of one of the cores.
-#[cfg_attr(not(test), expect(dead_code, reason = "for an admin endpoint on a core"))]
+#[cfg(any(test, feature = "admin"))]
 pub(crate) async fn inspect(control: &Control) -> Connections {
+    use std::future::{Future, poll_fn};
+    use std::pin::pin;
+    use std::task::Poll;
+
     let inquiry = Inquiry::put(control);
-    let mut late = pin!(sleep(PATIENCE));
+    let mut late = pin!(crate::time::sleep(PATIENCE));
     poll_fn(|cx| {
         let mut answers = inquiry.lock();
         if answers.are_complete() {
@@ -236,6 +237,7 @@ impl Core {
             id: ConnectionId { core: self.serial(), id },
             core,
             peer: entry.socket.as_ref().and_then(Socket::peer_addr),
+            direction: if entry.is_outbound() { Direction::Outbound } else { Direction::Inbound },
             listener: self.control.addr(entry.listener),
             state: entry.state(),
             ended: entry.ended,

@@ -34,6 +34,19 @@
 #![deny(rust_2018_idioms)]
 #![doc(test(attr(deny(warnings), allow(dead_code, unused_imports, unused_variables))))]
 
+/// Compiles a statement only with the feature `tracing`.
+macro_rules! traced {
+    ($($statement:tt)+) => {
+        #[cfg(feature = "tracing")]
+        {
+            $($statement)+;
+        }
+    };
+}
+
+#[cfg(feature = "admin")]
+mod admin;
+mod adopt;
 mod audit;
 mod balance;
 mod bind;
@@ -42,8 +55,11 @@ mod caps;
 mod census;
 mod close;
 mod closing;
+#[cfg(any(feature = "hyper", feature = "tokio-io"))]
+mod compat;
 mod config;
 mod conn;
+mod connecting;
 mod connections;
 mod control;
 mod core;
@@ -60,6 +76,8 @@ mod expire;
 mod group;
 mod handle;
 mod hooks;
+#[cfg(feature = "hyper")]
+pub mod http;
 mod idle;
 mod inspect;
 mod json;
@@ -77,13 +95,19 @@ mod per_ip;
 mod post;
 mod preflight;
 mod pressure;
+mod prometheus;
 mod reason;
 mod receive;
 mod refusal;
 mod refuse;
 mod report;
+#[cfg(feature = "hyper")]
+mod requests;
+mod route;
+mod running;
 mod send;
 mod server;
+mod share;
 mod shutdown;
 mod signals;
 #[cfg(test)]
@@ -96,10 +120,16 @@ mod stalls;
 mod stats;
 mod stop;
 mod sys;
+#[cfg(feature = "systemd")]
+pub mod systemd;
 mod table;
 pub mod task;
 pub mod time;
+#[cfg(feature = "rustls")]
+pub mod tls;
 mod token;
+#[cfg(feature = "tracing")]
+mod trace;
 mod udp;
 mod wait;
 mod walk;
@@ -107,28 +137,50 @@ mod watchdog;
 mod wheel;
 
 // The public interface is:
+#[cfg(feature = "admin")]
+pub use admin::Admin;
 pub use bind::ListenAddr;
 pub use buf::{Chunk, SendBuf};
 pub use census::{Ages, Census};
 pub use closing::Closing;
 pub use config::{Balance, Config, Explanation, HalfClose, Overload, ReportFormat};
 pub use conn::{Connection, ConnectionId};
-pub use connections::{ConnectionInfo, ConnectionState, Connections, SilentCore};
+pub use connections::{ConnectionInfo, ConnectionState, Connections, Direction, SilentCore};
 pub use deadline::DeadlineKind;
 pub use drain::Phase;
 pub use error::{Error, ErrorKind, Result};
 pub use handle::Handle;
 pub use leftover::TaskCount;
 pub use report::{CloseCounts, CloseReason, CoreReport, DrainReport, PhaseTimes};
-pub use server::{CoreInfo, Running, Server};
+pub use running::Running;
+pub use server::{CoreInfo, Server};
 pub use spin::SpinState;
 pub use split::{ReadHalf, WriteHalf};
 pub use stalls::Stall;
 pub use stats::{CoreStats, Stats};
 pub use stop::StopMethod;
 
+/// Compiles the examples of the guide to observability.
+#[cfg(all(doctest, feature = "admin"))]
+#[doc = include_str!("../docs/observability.md")]
+#[derive(Debug)]
+pub struct Observability;
+/// Compiles the examples of the documents for those who come from elsewhere.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/from-tokio.md")]
+#[doc = include_str!("../docs/from-go.md")]
+#[doc = include_str!("../docs/from-tokio-uring.md")]
+#[derive(Debug)]
+pub struct Migration;
+
 /// Compiles the README's example.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 #[derive(Debug)]
 pub struct Readme;
+
+/// Compiles the examples of docs/tokio.md.
+#[cfg(all(doctest, feature = "tokio-io"))]
+#[doc = include_str!("../docs/tokio.md")]
+#[derive(Debug)]
+pub struct TokioGuide;

@@ -6,6 +6,7 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::adopt::Kept;
 use crate::conn::Link;
 use crate::core::{Core, Timer};
 use crate::deadline::{DeadlineKind, Deadlines};
@@ -41,6 +42,8 @@ pub(crate) struct Listener {
     accepted_turn: u64,
     /// How many are still taken from its queue once a drain has no time left.
     last_call: u32,
+    /// It was passed in: whoever keeps it open has what is in its queue at the end.
+    pub(crate) kept: Option<Arc<Kept>>,
     /// What asks a silent peer for a sign of life.
     heartbeat: Option<Arc<[u8]>>,
 }
@@ -77,6 +80,7 @@ impl Listener {
             back_off_ms: BACK_OFF_MS_MIN,
             accepted_turn: 0,
             last_call: 0,
+            kept: None,
             heartbeat: None,
         }
     }
@@ -121,6 +125,12 @@ impl Listener {
         matches!(self.accept, Accept::BackingOff(_))
     }
 
+    /// Whether it waits for a place.
+    #[cfg(feature = "tracing")]
+    pub(crate) fn is_full(&self) -> bool {
+        self.accept == Accept::Full
+    }
+
     /// The socket, to be closed by whoever takes it.
     pub(crate) fn take_socket(&mut self) -> Option<Socket> {
         self.socket.take()
@@ -162,9 +172,11 @@ impl Core {
             let draining = !self.drain.accepts();
             let late = draining && self.drain.is_late(self.now_ns);
             let Listener { receives_once, last_call, .. } = self.listeners[index as usize];
-            let shared = self.retired && receives_once;
+            // The next process, or the cores that stay, have what is queued.
+            let kept = self.listeners[index as usize].is_kept();
+            let shared = kept || (self.retired && receives_once);
             if draining && shared && (late || last_call == 0) {
-                // A Unix socket's queue is shared: the cores that stay serve the rest of it.
+                // The queue is shared: somebody else serves the rest of it.
                 self.queue_is_empty(index);
                 break;
             }
@@ -234,6 +246,7 @@ impl Core {
             Err(Errno(libc::EINTR | libc::EAGAIN | libc::ECANCELED)) => {}
             Err(Errno(errno)) => {
                 self.counters.accept_errors.add(1);
+                traced!(self.events.get_mut().accept_failed = (index, errno));
                 if !PEERS_FAULT.contains(&errno) {
                     self.back_off(index);
                 }
@@ -272,7 +285,8 @@ impl Core {
             |listener: &&Listener| matches!(listener.accept, Accept::Armed | Accept::Cancelling);
         let armed = self.listeners.iter().filter(armed).count();
         // One that may be rejected needs no place to be accepted.
-        self.table.len() - self.refused + if self.rejects() { 0 } else { armed }
+        let used = self.table.len() - self.refused + self.outbound.attempts.len();
+        used + if self.rejects() { 0 } else { armed }
     }
 
     /// There may be a place where there was none, or another core may need one.
@@ -343,7 +357,8 @@ impl Core {
     /// Waits before the next try, longer each time: what is short of descriptors or memory is not
     /// helped by trying at once. The connections wait in the kernel's queue meanwhile.
     fn back_off(&mut self, index: u32) {
-        if self.drain.is_late(self.now_ns) {
+        let left = self.listeners[index as usize].is_kept() && !self.drain.accepts();
+        if left || self.drain.is_late(self.now_ns) {
             self.abandon_queue(index);
             return;
         }
@@ -377,10 +392,14 @@ impl Core {
 
     /// The times of a connection that a listener has just accepted.
     pub(crate) fn first_deadlines(&self, index: u32) -> Deadlines {
-        let jitter = jitter(self.table.next_id(), self.now_ns);
         let listener = &self.listeners[index as usize];
-        let beats = self.settings.heartbeat_ms > 0 && listener.heartbeat.is_some();
-        Deadlines::new(self.stamp_ms(), jitter, beats)
+        self.fresh_deadlines(self.settings.heartbeat_ms > 0 && listener.heartbeat.is_some())
+    }
+
+    /// The times of a connection that begins now.
+    pub(crate) fn fresh_deadlines(&self, with_heartbeat: bool) -> Deadlines {
+        let jitter = self.table.next_id().jitter(self.now_ns);
+        Deadlines::new(self.stamp_ms(), jitter, with_heartbeat)
     }
 
     /// Makes an accepted socket a connection with a table entry, a deadline and a handler, before
@@ -415,7 +434,10 @@ impl Core {
     /// its queue is empty.
     pub(crate) fn stop_accept(&mut self) {
         for index in 0..self.listeners.len() {
-            self.listeners[index].last_call = self.settings.backlog;
+            // A cancelled accept may have taken the only word of a connection for all who share the
+            // queue, so even from one that is kept one is taken.
+            let leaves = self.listeners[index].is_kept() && !self.retired;
+            self.listeners[index].last_call = if leaves { 1 } else { self.settings.backlog };
             match self.listeners[index].accept {
                 Accept::Armed => self.cancel_accept(index as u32),
                 Accept::Cancelling => {}
@@ -438,8 +460,10 @@ impl Core {
     fn abandon_queue(&mut self, index: u32) {
         let listener = &mut self.listeners[index as usize];
         listener.accept = Accept::Off;
-        let queued = listener.socket.as_ref().map_or(0, Socket::queued_connections);
-        self.counters.queue_abandoned.add(queued);
+        if !listener.is_kept() {
+            let queued = listener.socket.as_ref().map_or(0, Socket::queued_connections);
+            self.counters.queue_abandoned.add(queued);
+        }
         self.close_listener(index);
     }
 
@@ -447,12 +471,6 @@ impl Core {
     pub(crate) fn take_handlers(&mut self) -> Vec<Handler> {
         self.listeners.iter_mut().filter_map(|listener| listener.handler.take()).collect()
     }
-}
-
-/// What tells the connections apart that were accepted in one go, evenly spread.
-fn jitter(id: Id, now_ns: u64) -> u16 {
-    let lot = u64::from(id.index).wrapping_add(now_ns).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    (lot >> 48) as u16
 }
 
 fn accept_token(index: u32) -> Token {

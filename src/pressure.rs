@@ -40,6 +40,12 @@ impl Pressure {
         (self.places_short > 0 || self.memory_short) && !self.resting
     }
 
+    /// Whether some would have to go, though perhaps nobody can.
+    #[cfg(feature = "tracing")]
+    pub(crate) fn is_felt(&self) -> bool {
+        self.places_short > 0 || self.memory_short
+    }
+
     /// The kernel has let go of so many bytes of one that was told to go.
     pub(crate) fn let_go(&mut self, bytes: usize) {
         self.leaving_bytes -= bytes;
@@ -179,7 +185,8 @@ impl Core {
                 entry.is_some_and(|it| it.deadlines.output_stuck_ms(now_ms) >= idle_ms)
             };
         }
-        short && entry.is_idle()
+        // Who has connected waits for an answer.
+        short && !entry.is_outbound() && entry.is_idle()
     }
 
     fn evict(&mut self, id: Id) {
@@ -216,8 +223,10 @@ impl Entry {
 
     /// Whether its handler waits for the next message, and none is on its way.
     fn is_idle(&self) -> bool {
-        let waits = !matches!(self.reader, Wake::Nobody) && !self.deadlines.is_in_message();
-        waits && self.socket.as_ref().is_some_and(|socket| socket.unread_bytes() == 0)
+        let listens = !self.busy && !matches!(self.reader, Wake::Nobody);
+        listens
+            && !self.deadlines.is_in_message()
+            && self.socket.as_ref().is_some_and(|socket| socket.unread_bytes() == 0)
     }
 }
 

@@ -48,6 +48,11 @@ impl CloseReason {
         matches!(self, CloseReason::PeerReset | CloseReason::PeerDead)
     }
 
+    /// Whether it was ended here, by something else than a drain.
+    pub(crate) fn is_own(self) -> bool {
+        !self.is_peers() && !matches!(self, CloseReason::Forced | CloseReason::Drained)
+    }
+
     /// The error that an operation on a connection that was ended for this reason gets.
     pub(crate) fn to_error(
         self,

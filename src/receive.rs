@@ -62,8 +62,10 @@ impl Core {
             let began_ms = self.now_ns.div_ceil(NS_PER_MS);
             entry.deadlines.begin_message(began_ms, Opened::ByRead, began_bytes);
         }
-        let between =
-            (draining || entry.deadlines.is_retired()) && !entry.deadlines.is_in_message();
+        let leaves = draining || entry.deadlines.is_retired();
+        // Who has connected waits for an answer, however quiet it is.
+        let begins = !entry.busy && !entry.is_outbound() && !entry.deadlines.is_in_message();
+        let between = leaves && begins;
         // What the kernel holds already will be here in the next turn, and is served; so is what
         // it has told of and nobody has heard.
         let quiet = between && entry.socket.as_ref().is_none_or(|it| it.unread_bytes() == 0);
@@ -79,7 +81,8 @@ impl Core {
             entry.dismissed = Some(CloseReason::Drained);
             return Poll::Ready(Ok(None));
         }
-        let goes_on = !entry.waits() && entry.deadlines.waits(self.now_ms);
+        let turns = !entry.busy && !entry.waits();
+        let goes_on = turns && entry.deadlines.waits(self.now_ms);
         self.tasks.register(&mut entry.reader, cx.waker());
         entry.farewell = idle;
         if idle || goes_on || opens {
@@ -157,8 +160,12 @@ impl Core {
             Ok(None) => {
                 entry.eof = true;
                 entry.receive = Receive::Over;
-                let busy = !entry.waits();
-                entry.deadlines.half_closed(self.now_ms);
+                // The end of what was asked for is no reason to hurry, or not to read it.
+                let asked = entry.is_outbound();
+                let busy = !entry.waits() && !asked;
+                if !asked {
+                    entry.deadlines.half_closed(self.now_ms);
+                }
                 self.tasks.wake(&mut entry.reader);
                 self.arm_deadline(id);
                 if busy && self.settings.half_close == HalfClose::Abort {

@@ -109,10 +109,16 @@ impl Core {
     pub(crate) fn enter_books(&mut self, index: u32, mut entry: Entry) -> Id {
         entry.listener = index as u16;
         entry.receives_once = self.listeners[index as usize].receives_once();
+        let id = self.enter_table(entry);
+        self.counters.accepted.add(1);
+        id
+    }
+
+    /// As [`Core::enter_books`], for one that the caller counts.
+    pub(crate) fn enter_table(&mut self, entry: Entry) -> Id {
         let id = self.table.insert(entry);
         self.arm_deadline(id);
         self.arm_audit();
-        self.counters.accepted.add(1);
         self.publish_live();
         let most = self.counters.live_max.get().max(self.table.len() as u64);
         self.counters.live_max.set(most);

@@ -177,12 +177,12 @@ impl PhaseTimes {
 }
 
 impl CoreReport {
-    /// Whether every connection that was accepted is accounted for, and no self-check has found
-    /// otherwise.
+    /// Whether every connection that was accepted or established is accounted for, and no
+    /// self-check has found otherwise.
     #[must_use]
     pub fn is_balanced(&self) -> bool {
-        self.stats.accepted == self.stats.closed.total() + self.stats.live
-            && self.stats.mismatches == 0
+        let begun = self.stats.accepted + self.stats.connected;
+        begun == self.stats.closed.total() + self.stats.live && self.stats.mismatches == 0
     }
 }
 
@@ -196,16 +196,12 @@ impl DrainReport {
     /// All cores' counters together.
     #[must_use]
     pub fn total(&self) -> CoreStats {
-        let mut total = CoreStats::default();
-        for core in &self.cores {
-            total.merge(&core.stats);
-        }
-        total
+        CoreStats::total_of(self.cores.iter().map(|core| &core.stats))
     }
 
-    /// Whether the books balance, on each core: what was accepted was closed, for a reason that is
-    /// counted, and nothing is left, unless on a core that is reported as stuck. What one core has
-    /// moved to another has come there.
+    /// Whether the books balance, on each core: what was accepted or established was closed, for a
+    /// reason that is counted, and nothing is left, unless on a core that is reported as stuck.
+    /// What one core has moved to another has come there.
     #[must_use]
     pub fn is_balanced(&self) -> bool {
         let (total, stuck) = (self.total(), self.cores.iter().any(|core| core.stuck.is_some()));
@@ -233,17 +229,19 @@ impl DrainReport {
         longest
     }
 
-    /// The report as one line of JSON, with the keys `accepted`, `closed` (by reason),
-    /// `handed_over`, `forced`, `tasks_forced`, `tasks_refused`, `abandoned_bytes`,
-    /// `leaked_operations`, `idle_races`, `queue_abandoned`, `datagrams` (what became of them),
-    /// `phases_ms`, `cores`, `balanced`.
+    /// The report as one line of JSON, with the keys `accepted`, `connected`, `closed` (by reason),
+    /// `connect_failures` (by class), `handed_over`, `forced`, `tasks_forced`, `tasks_refused`,
+    /// `abandoned_bytes`, `leaked_operations`, `idle_races`, `queue_abandoned`, `queue_left`,
+    /// `datagrams` (what became of them), `phases_ms`, `cores`, `balanced`.
     #[must_use]
     pub fn to_json(&self) -> String {
         let total = self.total();
         let cores: Vec<String> = self.cores.iter().map(CoreReport::to_json).collect();
         JsonObject::new()
             .number("accepted", total.accepted)
+            .number("connected", total.connected)
             .raw("closed", &closed_json(&total.closed))
+            .raw("connect_failures", &connects_json(&total))
             .number("handed_over", self.handed_over())
             .number("forced", total.closed.get(CloseReason::Forced))
             .number("tasks_forced", total.tasks_forced)
@@ -252,6 +250,7 @@ impl DrainReport {
             .number("leaked_operations", total.leaked_operations)
             .number("idle_races", total.idle_races)
             .number("queue_abandoned", total.queue_abandoned)
+            .number("queue_left", total.queue_left)
             .raw("datagrams", &Datagrams(&total).to_json())
             .raw("phases_ms", &phases_json(&self.phases()))
             .raw("cores", &format!("[{}]", cores.join(",")))
@@ -265,6 +264,7 @@ impl CoreReport {
         let mut json = JsonObject::new()
             .number("cpu", u64::from(self.cpu))
             .number("accepted", self.stats.accepted)
+            .number("connected", self.stats.connected)
             .number("closed", self.stats.closed.total())
             .number("live", self.stats.live)
             .number("queue_taken", self.stats.queue_taken)
@@ -303,13 +303,20 @@ impl fmt::Display for DrainReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let total = self.total();
         let verdict = if self.is_balanced() { "books balance" } else { "BOOKS DO NOT BALANCE" };
-        write!(f, "{} accepted = {} closed", total.accepted, total.closed.total())?;
+        write!(f, "{} accepted", total.accepted)?;
+        if total.connected > 0 {
+            write!(f, " + {} connected", total.connected)?;
+        }
+        write!(f, " = {} closed", total.closed.total())?;
         if total.live > 0 {
             write!(f, " + {} live on stuck cores", total.live)?;
         }
         writeln!(f, ": {verdict}")?;
         for reason in CloseReason::ALL.into_iter().filter(|r| total.closed.get(*r) > 0) {
             writeln!(f, "  {:<14} {}", reason.as_str(), total.closed.get(reason))?;
+        }
+        for (class, count) in total.connect_failures().into_iter().filter(|(_, n)| *n > 0) {
+            writeln!(f, "  {count} attempts to connect: {}", class.replace('_', " "))?;
         }
         if total.moved_out > 0 {
             let (out, lost) = (total.moved_out, total.moved_out.saturating_sub(total.moved_in));
@@ -334,6 +341,9 @@ impl fmt::Display for DrainReport {
         if total.queue_abandoned > 0 {
             writeln!(f, "  {} were reset in a listener's queue", total.queue_abandoned)?;
         }
+        if total.queue_left > 0 {
+            writeln!(f, "  {} were left in queues that others keep", total.queue_left)?;
+        }
         if total.leaked_operations > 0 {
             writeln!(f, "  {} operations leaked", total.leaked_operations)?;
         }
@@ -348,8 +358,8 @@ impl fmt::Display for DrainReport {
         }
         let phases = self.phases();
         f.write_str("phases:")?;
-        for (phase, name) in PHASE_NAMES {
-            write!(f, " {name} {:.1} ms", phases.get(phase).as_secs_f64() * 1e3)?;
+        for phase in &Phase::ALL[1..] {
+            write!(f, " {} {:.1} ms", phase.as_str(), phases.get(*phase).as_secs_f64() * 1e3)?;
         }
         for core in &self.cores {
             core.name_the_left(f)?;
@@ -394,21 +404,18 @@ pub(crate) fn closed_json(closed: &CloseCounts) -> String {
     json.finish()
 }
 
+fn connects_json(total: &CoreStats) -> String {
+    let failures = total.connect_failures().into_iter();
+    failures.fold(JsonObject::new(), |json, (class, count)| json.number(class, count)).finish()
+}
+
 fn phases_json(phases: &PhaseTimes) -> String {
     let mut json = JsonObject::new();
-    for (phase, name) in PHASE_NAMES {
-        json = json.float(name, phases.get(phase).as_secs_f64() * 1e3);
+    for phase in &Phase::ALL[1..] {
+        json = json.float(phase.as_str(), phases.get(*phase).as_secs_f64() * 1e3);
     }
     json.finish()
 }
-
-const PHASE_NAMES: [(Phase, &str); 5] = [
-    (Phase::LameDuck, "lame_duck"),
-    (Phase::StopAccept, "stop_accept"),
-    (Phase::DrainConnections, "drain_connections"),
-    (Phase::Force, "force"),
-    (Phase::Down, "down"),
-];
 
 #[cfg(test)]
 mod tests {
@@ -434,6 +441,8 @@ mod tests {
         let json = report(3, 3, 0, false).to_json();
         for key in [
             "accepted",
+            "connected",
+            "connect_failures",
             "closed",
             "handed_over",
             "forced",
@@ -442,6 +451,7 @@ mod tests {
             "leaked_operations",
             "idle_races",
             "queue_abandoned",
+            "queue_left",
             "phases_ms",
             "cores",
             "balanced",
@@ -469,10 +479,11 @@ mod tests {
         let clean = report.to_string();
         assert!(!clean.contains("queue") && !clean.contains("idle when"), "{clean}");
         report.cores[0].stats.idle_races = 2;
-        report.cores[0].stats.queue_abandoned = 5;
+        (report.cores[0].stats.queue_abandoned, report.cores[0].stats.queue_left) = (5, 7);
         let text = report.to_string();
         assert!(text.contains("2 were closed as idle when more came"), "{text}");
         assert!(text.contains("5 were reset in a listener's queue"), "{text}");
+        assert!(text.contains("7 were left in queues that others keep"), "{text}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::buf::SendBuf;
 use crate::core::Core;
 use crate::driver::{Driver, Errno, Op};
 use crate::entry::Entry;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::report::CloseReason;
 use crate::sys::gather::Gather;
 use crate::table::Id;
@@ -45,6 +45,38 @@ impl Core {
         Poll::Ready(Ok(count))
     }
 
+    /// Copies as much of several pieces as there is room for, as if they were one.
+    #[cfg(any(feature = "hyper", feature = "tokio-io"))]
+    pub(crate) fn poll_write_vectored(
+        &mut self,
+        id: Id,
+        pieces: &[std::io::IoSlice<'_>],
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<usize>> {
+        let room = std::task::ready!(self.poll_room(id, cx))?;
+        let count = pieces.iter().map(|piece| piece.len()).sum::<usize>().min(room);
+        if count > 0 {
+            let output = self.output(id, count);
+            let mut left = count;
+            for piece in pieces {
+                let part = piece.len().min(left);
+                output.write(&piece[..part]);
+                left -= part;
+            }
+        }
+        Poll::Ready(Ok(count))
+    }
+
+    /// Queues the last bytes of a layer that goes, whether or not there is room for them. A
+    /// connection that has ended, or whose side has, sends nothing more.
+    #[cfg(feature = "rustls")]
+    pub(crate) fn write_last(&mut self, id: Id, bytes: &[u8]) {
+        let sends = |entry: &Entry| entry.ended.is_none() && !entry.finishing;
+        if self.table.get(id).is_some_and(sends) && !bytes.is_empty() {
+            self.output(id, bytes.len()).write(bytes);
+        }
+    }
+
     /// Waits until the kernel has taken all output.
     pub(crate) fn poll_flush(&mut self, id: Id, cx: &mut Context<'_>) -> Poll<Result<()>> {
         let Some(entry) = self.table.get_mut(id) else {
@@ -69,6 +101,10 @@ impl Core {
         if let Some(reason) = entry.ended {
             let limits = Some((&entry.deadlines, &self.limits));
             return Poll::Ready(Err(reason.to_error("send", limits)));
+        }
+        if entry.finishing {
+            let error = Error::new(ErrorKind::Misuse, "send");
+            return Poll::Ready(Err(error.because("this side was shut down before")));
         }
         let queued = entry.queued_bytes();
         let full = entry.output.as_ref().is_some_and(|gather| gather.is_full());
@@ -153,7 +189,7 @@ impl Core {
             if queued == 0 || queued < self.settings.send_queue_bytes / 2 {
                 self.tasks.wake(&mut entry.writer);
             }
-            let over = entry.is_closing() || entry.ended.is_some();
+            let over = entry.is_closing() || entry.ended.is_some() || entry.finishing;
             if queued > 0 {
                 entry.send_queued(id, &mut self.driver, most);
             }

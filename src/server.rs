@@ -8,21 +8,21 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::panic::Location;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::bind::{Hook, ListenAddr, bind};
+#[cfg(feature = "admin")]
+use crate::admin::Admin;
+use crate::adopt::adopt;
+use crate::bind::{Bound, Hook, ListenAddr, bind};
 use crate::caps::Places;
 use crate::config::{Balance, Config, Settings};
 use crate::conn::{self, Connection};
 use crate::control::{Belongings, Control, Seat};
-use crate::crew::{Crew, Seed, Shares};
+use crate::crew::{Crew, Seed};
 use crate::error::{Error, ErrorKind, Result};
-use crate::group::Group;
 use crate::handle::Handle;
 use crate::hooks::Hook as DrainHook;
 use crate::listen::Handler;
@@ -31,17 +31,16 @@ use crate::post::{CoreBell, PostBox};
 use crate::preflight;
 use crate::refuse::REFUSED_MAX;
 use crate::report::DrainReport;
+use crate::running::Running;
+use crate::share::Shares;
 use crate::signals::Signals;
 use crate::spin::SpinState;
 use crate::stats::Counters;
-use crate::stop::Membership;
 use crate::sys::affinity;
 use crate::sys::limits;
 use crate::sys::place::Place;
-use crate::sys::thread::join_until;
 use crate::sys::wake::EventFd;
-use crate::udp;
-use crate::udp::serve::UdpEndpoint;
+use crate::udp::{bind::DealtUdp, serve::UdpEndpoint};
 use crate::watchdog::{self, StallHook};
 
 /// A server to be: addresses, their handlers, and how it is to run.
@@ -76,11 +75,24 @@ pub struct Server {
     pub(crate) hooks: Vec<DrainHook>,
     pub(crate) on_stall: Option<Arc<StallHook>>,
     pub(crate) udp: Vec<UdpEndpoint>,
+    /// What its threads are called, if it is a part of another server.
+    pub(crate) part: Option<&'static str>,
+    #[cfg(feature = "admin")]
+    pub(crate) admin: Option<Admin>,
+    #[cfg(feature = "systemd")]
+    pub(crate) on_notify_error: Option<Arc<crate::systemd::NotifyHook>>,
 }
 
 struct Endpoint {
-    addr: String,
+    at: At,
     maker: Maker,
+}
+
+/// What an endpoint listens on.
+enum At {
+    Address(String),
+    /// Sockets that listen already.
+    Sockets(Vec<OwnedFd>),
 }
 
 /// What each core makes its share of an address with.
@@ -116,6 +128,11 @@ impl Server {
             hooks: Vec::new(),
             on_stall: None,
             udp: Vec::new(),
+            part: None,
+            #[cfg(feature = "admin")]
+            admin: None,
+            #[cfg(feature = "systemd")]
+            on_notify_error: None,
         }
     }
 
@@ -128,7 +145,7 @@ impl Server {
         F: Future<Output = Result<()>> + 'static,
     {
         let handler = Arc::new(handler);
-        self.endpoint(addr.into(), move |_| {
+        self.endpoint(At::Address(addr.into()), move |_| {
             let handler = Arc::clone(&handler);
             conn::handler(move |conn| handler(conn))
         })
@@ -164,7 +181,7 @@ impl Server {
         H: Fn(Connection) -> F + 'static,
         F: Future<Output = Result<()>> + 'static,
     {
-        self.endpoint(addr.into(), move |core| conn::handler(make(core)))
+        self.endpoint(At::Address(addr.into()), move |core| conn::handler(make(core)))
     }
 
     /// Asks silent peers of the address listed last for a sign of life, with a frame that the
@@ -197,10 +214,10 @@ impl Server {
         self
     }
 
-    /// Calls `hook` with each listening and UDP socket before it is bound, to set any socket
-    /// option; what is set there is inherited by the accepted connections (except where socket(7)
-    /// and tcp(7) say otherwise). `SO_REUSEADDR`, `SO_REUSEPORT` and what the configuration names
-    /// are set before.
+    /// Calls `hook` with each listening and UDP socket before it is bound, to set any socket option; what
+    /// is set there is inherited by the accepted connections (except where socket(7) and tcp(7)
+    /// say otherwise). `SO_REUSEADDR`, `SO_REUSEPORT` and what the configuration names are set
+    /// before.
     pub fn before_bind<B>(mut self, hook: B) -> Server
     where
         B: Fn(BorrowedFd<'_>) -> io::Result<()> + Send + Sync + 'static,
@@ -236,16 +253,15 @@ impl Server {
     ///
     /// # Kernel
     /// Needs Linux 6.1.
-    pub fn start(self) -> Result<Running> {
+    pub fn start(mut self) -> Result<Running> {
         let mut settings = self.config.settings()?;
         let cpus = self.choose_cpus()?;
         let cores = cpus.len();
         self.check_places(&settings, cores)?;
-        machine::ensure_nofile(descriptors_needed(
-            &settings,
-            cores,
-            self.endpoints.len() + self.udp.len(),
-        ))?;
+        let needed = descriptors_needed(&settings, cores, self.listeners() + self.udp.len());
+        #[cfg(feature = "admin")]
+        let needed = needed + self.admin.as_ref().map_or(0, Admin::descriptors);
+        machine::ensure_nofile(needed)?;
         let facts = Facts::read();
         let quota = facts.quota_cpus;
         let pin = machine::pins(settings.pin, quota, cores);
@@ -259,19 +275,17 @@ impl Server {
         }
 
         preflight::check()?;
+        #[cfg(feature = "systemd")]
+        let herald = crate::systemd::prepare(self.on_notify_error.take())?;
 
-        let mut bound = Vec::with_capacity(self.endpoints.len());
-        for addr in self.addresses()? {
-            bound.push(bind(&addr, cores, &settings, self.before_bind.as_deref())?);
-        }
-
-        let udp = |endpoint: &UdpEndpoint| {
-            udp::bind::bind_all(&endpoint.addr, cores, &settings, self.before_bind.as_deref())
-        };
-        let udp = self.udp.iter().map(udp).collect::<Result<Vec<_>>>()?;
-        let udp_addrs: Vec<SocketAddr> = udp.iter().map(|bound| bound.addr).collect();
+        let mut bound = self.bind_all(cores, &settings)?;
+        let hook = self.before_bind.as_deref();
+        let udp = DealtUdp::bind(&self.udp, cores, &settings, hook)?;
 
         let (control, bells) = seats(&cpus, spin)?;
+        if self.part.is_some() {
+            traced!(control.events.be_quiet());
+        }
         let drain_within = Duration::from_millis(settings.drain_ms);
         let makers: Vec<Maker> = self.endpoints.iter().map(|e| e.maker.clone()).collect();
         let places =
@@ -281,7 +295,7 @@ impl Server {
             let info = CoreInfo { index, cpu: cpus[index], cores };
             let (control, makers) = (Arc::clone(&control), makers.clone());
             let places = Arc::clone(&places);
-            let (hooks, udp) = (self.hooks.clone(), self.udp.clone());
+            let hooks = self.hooks.clone();
             crew.hire(Seed {
                 info,
                 settings,
@@ -292,64 +306,78 @@ impl Server {
                 makers,
                 drain_within,
                 hooks,
-                udp,
+                part: self.part,
+                udp: self.udp.clone(),
             })?;
         }
         crew.all_ready()?;
         let signals = self.signals.then(|| Signals::install(&control, drain_within)).transpose()?;
 
-        for bound in &mut bound {
+        #[cfg(feature = "admin")]
+        let (admin, farewell) = self
+            .admin
+            .map(|admin| admin.start(Handle::new(Arc::clone(&control), drain_within)))
+            .transpose()?
+            .unzip();
+
+        for (_, bound) in &mut bound {
             bound.listen()?;
         }
-        let addrs: Vec<_> = bound.iter().map(|bound| bound.addr.clone()).collect();
-        control.set_addrs(addrs.clone());
-        let files = bound.iter_mut().filter_map(|bound| bound.file.take()).collect();
-        let mut shares: Vec<Shares> = (0..cores).map(|_| Shares::default()).collect();
-        for bound in bound {
-            let is_tcp = matches!(bound.addr, ListenAddr::Tcp(_));
-            let by_cpu = (settings.balance == Balance::Cpu).then(|| cpus.clone());
-            let group = is_tcp.then(|| Arc::new(Group::new(cores, by_cpu)));
-            if let (Some(group), Some(socket)) = (&group, bound.sockets.first()) {
-                group
-                    .begin(socket.as_fd())
-                    .map_err(|error| Error::os(format!("steer {} by CPU", bound.addr), error))?;
-            }
-            for (core, socket) in bound.sockets.into_iter().enumerate() {
-                let group = group.clone();
-                shares[core]
-                    .listeners
-                    .push((socket, group.map(|group| Membership { group, core })));
-            }
-        }
-        for bound in udp {
-            for (core, socket) in bound.sockets.into_iter().enumerate() {
-                shares[core].udp.push((socket, bound.addr));
-            }
-        }
+        let addrs: Vec<_> = bound.iter().map(|(_, bound)| bound.addr.clone()).collect();
+        let files = bound.iter_mut().filter_map(|(_, bound)| bound.file.take()).collect();
+        let by_cpu = (settings.balance == Balance::Cpu).then_some(&cpus[..]);
+        let shares = Shares::deal(bound, cores, by_cpu)?;
+        control.set_listeners(shares.addrs, shares.kept);
         let hook = self.on_stall.filter(|_| settings.stall_ms > 0);
         let watchdog = hook.map(|hook| watchdog::start(&control, hook, settings.stall_ms));
-        let watchdog = watchdog.transpose()?;
-        control.keep(Belongings { signals, files });
-        let threads = crew.go(shares);
+        let beside = watchdog.transpose()?.into_iter().collect();
+        control.keep(Belongings {
+            signals,
+            files,
+            #[cfg(feature = "admin")]
+            admin: farewell,
+        });
+        let threads = crew.go(shares.cores.into_iter().zip(udp.cores).collect());
+        traced!(control.events.started(&self.config, &addrs, &cpus, pin, spin));
         let handle = Handle::new(control, drain_within);
-        Ok(Running { handle, threads, watchdog, addrs, udp_addrs })
+        let running = Running {
+            handle,
+            threads,
+            beside,
+            addrs,
+            udp_addrs: udp.addrs,
+            #[cfg(feature = "admin")]
+            admin,
+        };
+        #[cfg(feature = "systemd")]
+        let running = crate::systemd::accompany(running, herald)?;
+        Ok(running)
     }
 
     #[track_caller]
-    fn endpoint<M>(mut self, addr: String, make: M) -> Server
+    pub(crate) fn endpoint_on<M>(self, sockets: Vec<OwnedFd>, make: M) -> Server
+    where
+        M: Fn(&CoreInfo) -> Handler + Send + Sync + 'static,
+    {
+        self.endpoint(At::Sockets(sockets), make)
+    }
+
+    #[track_caller]
+    fn endpoint<M>(mut self, at: At, make: M) -> Server
     where
         M: Fn(&CoreInfo) -> Handler + Send + Sync + 'static,
     {
         let maker = Maker { make: Arc::new(make), place: Location::caller(), heartbeat: None };
-        self.endpoints.push(Endpoint { addr, maker });
+        self.endpoints.push(Endpoint { at, maker });
         self
     }
 
-    /// The addresses, each once.
-    fn addresses(&self) -> Result<Vec<ListenAddr>> {
+    /// What each endpoint listens on, with its number: every address once, and all or nothing.
+    fn bind_all(&mut self, cores: usize, settings: &Settings) -> Result<Vec<(usize, Bound)>> {
         let mut addrs = Vec::with_capacity(self.endpoints.len());
         for endpoint in &self.endpoints {
-            let addr = ListenAddr::parse(&endpoint.addr)?;
+            let At::Address(text) = &endpoint.at else { continue };
+            let addr = ListenAddr::parse(text)?;
             let any_port = matches!(addr, ListenAddr::Tcp(tcp) if tcp.port() == 0);
             if !any_port && addrs.contains(&addr) {
                 return Err(Error::new(ErrorKind::AddressInUse, format!("bind {addr}"))
@@ -357,12 +385,30 @@ impl Server {
             }
             addrs.push(addr);
         }
-        Ok(addrs)
+        let (mut all, mut addrs) = (Vec::with_capacity(self.endpoints.len()), addrs.iter());
+        for (index, endpoint) in self.endpoints.iter_mut().enumerate() {
+            if let At::Sockets(fds) = &mut endpoint.at {
+                let adopted = adopt(std::mem::take(fds), cores, settings)?;
+                all.extend(adopted.into_iter().map(|bound| (index, bound)));
+            } else if let Some(addr) = addrs.next() {
+                all.push((index, bind(addr, cores, settings, self.before_bind.as_deref())?));
+            }
+        }
+        Ok(all)
+    }
+
+    /// How many listeners each core has at most.
+    fn listeners(&self) -> usize {
+        let listeners = |endpoint: &Endpoint| match &endpoint.at {
+            At::Address(_) => 1,
+            At::Sockets(fds) => fds.len(),
+        };
+        self.endpoints.iter().map(listeners).sum()
     }
 
     /// A listener keeps a place for the connection that it waits for.
     fn check_places(&self, settings: &Settings, cores: usize) -> Result<()> {
-        let (max, addresses) = (settings.connections_max, self.endpoints.len());
+        let (max, addresses) = (settings.connections_max, self.listeners());
         if cores * addresses <= max {
             return Ok(());
         }
@@ -393,67 +439,12 @@ impl Server {
 
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let addrs: Vec<&str> = self.endpoints.iter().map(|e| e.addr.as_str()).collect();
+        let addrs = self.endpoints.iter().map(|endpoint| match &endpoint.at {
+            At::Address(addr) => addr.clone(),
+            At::Sockets(fds) => format!("{fds:?}"),
+        });
+        let addrs: Vec<String> = addrs.collect();
         f.debug_struct("Server").field("listen", &addrs).finish_non_exhaustive()
-    }
-}
-
-/// A server that serves. Dropping it changes nothing for the server, which goes on until it is
-/// drained.
-#[derive(Debug)]
-pub struct Running {
-    handle: Handle,
-    threads: Vec<JoinHandle<()>>,
-    watchdog: Option<JoinHandle<()>>,
-    addrs: Vec<ListenAddr>,
-    udp_addrs: Vec<SocketAddr>,
-}
-
-impl Running {
-    /// A handle that any thread may use.
-    #[must_use]
-    pub fn handle(&self) -> Handle {
-        self.handle.clone()
-    }
-
-    /// Where it listens, in the order of the `listen` calls, with the ports that the kernel chose.
-    #[must_use]
-    pub fn local_addrs(&self) -> &[ListenAddr] {
-        &self.addrs
-    }
-
-    /// Where it serves UDP, in the order of the `serve_udp` calls, with the ports that the kernel
-    /// chose.
-    #[must_use]
-    pub fn udp_addrs(&self) -> &[SocketAddr] {
-        &self.udp_addrs
-    }
-
-    /// Waits until the server has been drained, and returns the account. It returns at most 100 ms
-    /// after the drain's deadline; its ports are free then, unless a core is stuck.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Panicked`] when a core has failed; the message has the report.
-    /// [`ErrorKind::Misuse`] on a core of the server, which would wait for itself.
-    pub fn join(self) -> Result<DrainReport> {
-        self.handle.wait_allowed("join a server")?;
-        let report = self.handle.control().wait();
-        // Of a server with a core that is stuck, nobody else will.
-        self.handle.control().let_go();
-        for (thread, core) in self.threads.into_iter().zip(report.cores()) {
-            // A thread's own destructors are anyone's code too: they get no more time.
-            if core.stuck.is_none() {
-                join_until(thread, || self.handle.control().is_over());
-            }
-        }
-        if let Some(watchdog) = self.watchdog {
-            // The hook is anyone's as well.
-            join_until(watchdog, || self.handle.control().is_over());
-        }
-        match report.cores().iter().find_map(|core| core.failure.as_ref()) {
-            None => Ok(report),
-            Some(_) => Err(Error::new(ErrorKind::Panicked, "serve").because(report.to_string())),
-        }
     }
 }
 

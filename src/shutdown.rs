@@ -62,8 +62,10 @@ impl CoreCell {
             self.bury();
             let mut core = self.borrow_mut();
             // One whose socket is closed is only held by somebody who never lets it go.
-            let closed = core.table.iter().all(|(_, entry)| entry.socket.is_none());
-            if (closed && core.udp.leaving == 0) || core.driver.now_ns() >= give_up_ns {
+            let closed = core.table.iter().all(|(_, entry)| entry.socket.is_none())
+                && core.outbound.attempts.iter().all(|(_, attempt)| attempt.in_flight == 0)
+                && core.udp.leaving == 0;
+            if closed || core.driver.now_ns() >= give_up_ns {
                 break;
             }
             core.close_released();
@@ -75,6 +77,7 @@ impl CoreCell {
         let late_mail = {
             let mut core = self.borrow_mut();
             let leaked = core.counters.leaked_operations.get() > 0;
+            core.drop_attempts(leaked);
             for id in core.table.ids().collect::<Vec<_>>() {
                 core.remove_forced(id, leaked);
             }
@@ -107,9 +110,14 @@ impl Core {
     /// Ends a connection in the cheapest way, as there may be very many: the close says to the peer
     /// that it is over, and only a send in flight has to be cut off before.
     fn force(&mut self, id: Id) {
-        self.note_survivor(id);
+        // All that a complete drain leaves is held by nobody who would use it.
+        let reason =
+            if self.drain.is_complete() { CloseReason::Drained } else { CloseReason::Forced };
+        if reason == CloseReason::Forced {
+            self.note_survivor(id);
+        }
         let Some(entry) = self.table.get_mut(id) else { return };
-        entry.ended.get_or_insert(CloseReason::Forced);
+        entry.ended.get_or_insert(reason);
         if let Some(socket) = entry.socket.as_ref().filter(|_| entry.sending_bytes > 0) {
             socket.shut(Shut::Both);
         }
@@ -141,13 +149,18 @@ impl Core {
     /// What a drain would have taken from the queues, and a core that has failed has left there,
     /// gets a FIN; a close of the listeners would reset it.
     fn empty_queues(&mut self) {
-        let sockets = self.listeners.iter_mut().filter_map(|listener| listener.take_socket());
-        for socket in sockets.collect::<Vec<_>>() {
-            for _ in 0..self.settings.backlog {
+        for index in 0..self.listeners.len() {
+            let listener = &mut self.listeners[index];
+            let kept = listener.is_kept();
+            self.counters.queue_left.add(listener.left_queued());
+            let Some(socket) = listener.take_socket() else { continue };
+            let ours = if kept { 0 } else { self.settings.backlog };
+            for _ in 0..ours {
                 let Ok(connection) = socket.accept_now() else { break };
                 self.turn_away(connection);
             }
-            self.counters.queue_abandoned.add(socket.queued_connections());
+            let reset = if kept { 0 } else { socket.queued_connections() };
+            self.counters.queue_abandoned.add(reset);
             if self.counters.leaked_operations.get() > 0 {
                 // The kernel may still use its descriptor.
                 std::mem::forget(socket);

@@ -8,6 +8,8 @@
 
 mod books;
 mod by_hand;
+mod connect;
+mod connects;
 mod cores;
 mod deadlines;
 mod driver;
@@ -27,7 +29,7 @@ mod tests;
 mod udp;
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::rc::Rc;
 
@@ -35,7 +37,9 @@ use crate::driver::{Completion, DriverCounters, Errno, Group, Name, Op, Outcome,
 use crate::sys::bufs::{Lease, Pool};
 use crate::sys::datagram::HEADER_BYTES;
 use crate::sys::gather::Gather;
+use crate::table::Id;
 use crate::token::{Kind, Token};
+pub(crate) use connect::Met;
 use orders::Orders;
 pub(crate) use peer::Peer;
 use ports::{Parcel, SimPort, is_of_a_socket};
@@ -69,6 +73,8 @@ pub(crate) struct World {
     ready: Vec<Completion>,
     /// The connections to the server, open or not, by descriptor.
     streams: BTreeMap<i32, Peer>,
+    /// Sockets that are to be connected.
+    unconnected: BTreeSet<i32>,
     /// Those whose descriptor is closed.
     past: Vec<Peer>,
     listener: Option<i32>,
@@ -115,6 +121,7 @@ impl World {
             running: Vec::new(),
             ready: Vec::new(),
             streams: BTreeMap::new(),
+            unconnected: BTreeSet::new(),
             past: Vec::new(),
             listener: None,
             backlog: VecDeque::new(),
@@ -145,9 +152,19 @@ impl World {
     /// How many operations name this slot and generation, wherever they are on their way.
     pub(crate) fn operations_of(&self, slot: u32, generation: u32) -> usize {
         let names = |token: Token| {
+            let others = [Kind::Accept, Kind::Connect, Kind::CancelConnect];
             let of_a_connection =
-                !matches!(token.kind(), Some(Kind::Accept)) && !is_of_a_socket(token);
+                !others.iter().any(|kind| token.kind() == Some(*kind)) && !is_of_a_socket(token);
             of_a_connection && token.slot() == slot && token.generation() == generation
+        };
+        self.tokens().filter(|token| names(*token)).count()
+    }
+
+    /// How many operations are of this attempt to connect.
+    pub(crate) fn operations_of_attempt(&self, id: Id) -> usize {
+        let names = |token: Token| {
+            let of_one = matches!(token.kind(), Some(Kind::Connect | Kind::CancelConnect));
+            of_one && (token.slot(), token.generation()) == (id.index, id.generation)
         };
         self.tokens().filter(|token| names(*token)).count()
     }
@@ -159,7 +176,8 @@ impl World {
     }
 
     pub(crate) fn open_sockets(&self) -> usize {
-        self.streams.len() + self.ports.len() + usize::from(self.listener.is_some())
+        let sockets = self.streams.len() + self.unconnected.len() + self.ports.len();
+        sockets + usize::from(self.listener.is_some())
     }
 
     /// Accepted connections of which the core has not heard yet.
@@ -179,11 +197,11 @@ impl World {
     }
 
     fn free_fd(&self) -> i32 {
-        let is_free = |fd: &i32| {
-            let taken = self.streams.contains_key(fd) || self.ports.contains_key(fd);
-            !taken && self.listener != Some(*fd)
+        let taken = |fd: &i32| {
+            let connecting = self.unconnected.contains(fd);
+            self.streams.contains_key(fd) || connecting || self.ports.contains_key(fd)
         };
-        (3..).find(is_free).unwrap_or(3)
+        (3..).find(|fd| !taken(fd) && self.listener != Some(*fd)).unwrap_or(3)
     }
 
     /// Lets time pass.
@@ -309,6 +327,9 @@ impl World {
             }
             Running { token, op: Op::SendDatagram { socket, outgoing }, cancelled, .. } => {
                 self.work_send_datagram(token, socket, outgoing, cancelled, early_end);
+            }
+            Running { token, op: Op::Connect { socket, to }, cancelled, .. } => {
+                self.work_connect(token, socket, to, cancelled);
             }
             Running { token, op: Op::Cancel { target }, .. } => {
                 let ordered = self.orders.cancels_missed > 0;
@@ -436,10 +457,12 @@ impl World {
     fn close(&mut self, fd: i32) {
         let uses = |running: &Running| match running.op {
             Op::Accept { listener, .. } => listener.0 == fd,
-            Op::Receive { socket, .. } | Op::Send { socket, .. } | Op::Hangup { socket } => {
-                socket.0 == fd
-            }
-            Op::ReceiveDatagrams { socket } | Op::SendDatagram { socket, .. } => socket.0 == fd,
+            Op::Receive { socket, .. }
+            | Op::Send { socket, .. }
+            | Op::Hangup { socket }
+            | Op::ReceiveDatagrams { socket }
+            | Op::SendDatagram { socket, .. }
+            | Op::Connect { socket, .. } => socket.0 == fd,
             Op::Cancel { .. } => false,
         };
         let in_use = self.queued.iter().chain(&self.running).any(uses);
@@ -453,6 +476,8 @@ impl World {
             // What is in its queue is reset: tcp(7) does the same.
             let lost = self.backlog.drain(..).map(Peer::reset_by_close);
             self.past.extend(lost);
+        } else if self.unconnected.remove(&fd) {
+            // Nobody has heard of it.
         } else if let Some(peer) = self.streams.remove(&fd) {
             self.past.push(peer.closed());
         } else {

@@ -50,7 +50,7 @@ pub enum SpinState {
 }
 
 impl SpinState {
-    const ALL: [SpinState; 5] = [
+    pub(crate) const ALL: [SpinState; 5] = [
         SpinState::Off,
         SpinState::On,
         SpinState::UnderQuota,

@@ -118,8 +118,7 @@ impl ReadHalf {
         if let Some(chunk) = self.next_chunk(0).await? {
             self.put_back(chunk);
         }
-        let partial = self.pieces.as_ref().and_then(|pieces| pieces.partial.as_deref());
-        Ok(partial.unwrap_or(&[]))
+        Ok(self.partial())
     }
 
     /// Marks bytes that [`ReadHalf::fill_buf`] has shown as read.
@@ -184,15 +183,40 @@ impl ReadHalf {
         NextChunk { half: self, so_far, waits: false }
     }
 
+    /// Polls for what comes behind the chunk that is being read, for a call that has `so_far` bytes
+    /// of a message already: one that has to wait amid a message opens it.
+    pub(crate) fn poll_next(
+        &mut self,
+        so_far: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Chunk>>> {
+        let Link { core, id } = &self.link;
+        let polled = core.borrow_mut().poll_receive(*id, so_far, cx);
+        if so_far > 0 && polled.is_pending() {
+            self.pieces.get_or_insert_default().in_message = true;
+        }
+        polled
+    }
+
     /// A call that reads a message has come to its end.
-    fn end_read(&mut self) {
+    pub(crate) fn end_read(&mut self) {
         if self.pieces.as_mut().is_some_and(|pieces| std::mem::take(&mut pieces.in_message)) {
             let Link { core, id } = &self.link;
             core.borrow_mut().end_message(*id, Opened::ByRead);
         }
     }
 
-    fn put_back(&mut self, chunk: Chunk) {
+    #[cfg(any(feature = "hyper", feature = "tokio-io"))]
+    pub(crate) fn has_partial(&self) -> bool {
+        self.pieces.as_ref().is_some_and(|pieces| pieces.partial.is_some())
+    }
+
+    /// What is left of the chunk that is being read.
+    pub(crate) fn partial(&self) -> &[u8] {
+        self.pieces.as_ref().and_then(|pieces| pieces.partial.as_deref()).unwrap_or(&[])
+    }
+
+    pub(crate) fn put_back(&mut self, chunk: Chunk) {
         if !chunk.is_empty() {
             self.pieces.get_or_insert_default().partial = Some(chunk);
         }
@@ -218,12 +242,8 @@ impl Future for NextChunk<'_> {
         if let Some(chunk) = half.take_partial() {
             return Poll::Ready(Ok(Some(chunk)));
         }
-        let Link { core, id } = &half.link;
-        let polled = core.borrow_mut().poll_receive(*id, *so_far, cx);
+        let polled = half.poll_next(*so_far, cx);
         *waits = polled.is_pending();
-        if *so_far > 0 && *waits {
-            half.pieces.get_or_insert_default().in_message = true;
-        }
         polled
     }
 }
@@ -276,6 +296,21 @@ impl WriteHalf {
     pub fn flush(&mut self) -> impl Future<Output = Result<()>> {
         self.link.flush()
     }
+
+    /// Ends our side: the peer gets what was queued and then the end of the stream, while it may
+    /// go on to send (`shutdown(2)` with `SHUT_WR`). Returns when the kernel has taken all output.
+    /// Sending after that is an error of kind [`ErrorKind::Misuse`].
+    ///
+    /// Dropping a connection does the same, and more: who still wants to receive calls this.
+    ///
+    /// # Errors
+    /// As [`WriteHalf::send`].
+    ///
+    /// # Cancel safety
+    /// Safe: once polled, the end follows the output whether or not somebody waits.
+    pub fn shutdown(&mut self) -> impl Future<Output = Result<()>> {
+        self.link.shutdown()
+    }
 }
 
 /// What sends, whoever holds the link: only one at a time does.
@@ -299,5 +334,13 @@ impl Link {
     pub(crate) fn flush(&self) -> impl Future<Output = Result<()>> {
         let Link { core, id } = self;
         poll_fn(|cx| core.borrow_mut().poll_flush(*id, cx))
+    }
+
+    pub(crate) fn shutdown(&self) -> impl Future<Output = Result<()>> {
+        let Link { core, id } = self;
+        poll_fn(|cx| {
+            core.borrow_mut().finish(*id);
+            core.borrow_mut().poll_flush(*id, cx)
+        })
     }
 }

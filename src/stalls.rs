@@ -157,6 +157,12 @@ impl Watch {
         past.push_back(Past { since_ms, lasted_ms: now_ms - since_ms, place });
     }
 
+    /// How long the last one was that is over, and whose.
+    #[cfg(feature = "tracing")]
+    pub(crate) fn latest(&self) -> Option<(u64, Option<Place>)> {
+        self.past().back().map(|past| (past.lasted_ms, past.place))
+    }
+
     /// The stalls with the moments that tell them apart, those that are over first.
     pub(crate) fn all(&self, core: usize, running: &PlaceCell) -> Vec<(u64, Stall)> {
         // First what goes on: if it ends meanwhile, it is also among the others, and left out.

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::census::{Census, CensusCell};
 use crate::connections::{ConnectionState, duration};
+use crate::drain::Phase;
 use crate::json::{JsonObject, array};
+use crate::prometheus::Metric;
 use crate::report::{CloseCounts, CloseReason, closed_json};
 use crate::spin::SpinState;
 use crate::stalls::Watch;
@@ -32,7 +34,7 @@ impl Counter {
 }
 
 macro_rules! counters {
-    ($($(#[doc = $doc:literal])+ $name:ident $merge:ident,)+) => {
+    ($($(#[doc = $doc:literal])+ $name:ident $merge:ident $metric:literal,)+) => {
         /// The live counters of one core, on cache lines of their own.
         #[derive(Debug, Default)]
         #[repr(align(128))]
@@ -65,6 +67,8 @@ macro_rules! counters {
             /// Whether it may spin before it blocks; of all cores together, what speaks most
             /// against it.
             pub spin: SpinState,
+            /// Where it stands in a drain; of all cores together, the one that has got least far.
+            pub phase: Phase,
         }
 
         impl Counters {
@@ -75,7 +79,8 @@ macro_rules! counters {
                 }
                 let census = self.census.get();
                 let spin = SpinState::of(self.spin.get());
-                CoreStats { $($name: self.$name.get(),)+ closed, census, spin }
+                let phase = Phase::of(self.phase.get());
+                CoreStats { $($name: self.$name.get(),)+ closed, census, spin, phase }
             }
         }
 
@@ -85,117 +90,154 @@ macro_rules! counters {
                 [$((stringify!($name), self.$name)),+].into_iter()
             }
 
+            /// The counters as metrics, in the same order.
+            pub(crate) fn metrics(&self) -> impl Iterator<Item = Metric> {
+                [$(Metric {
+                    name: $metric,
+                    help: concat!($($doc),+),
+                    value: self.$name,
+                    is_us: ends_in_us(stringify!($name)),
+                }),+]
+                .into_iter()
+            }
+
             /// Adds the figures of another core: sums, and the greater of the two for maxima.
-            pub(crate) fn merge(&mut self, other: &CoreStats) {
+            fn merge(&mut self, other: &CoreStats) {
                 $(self.$name = $merge(self.$name, other.$name);)+
                 self.closed.merge(&other.closed);
                 self.census.merge(&other.census);
                 self.spin = self.spin.max(other.spin);
+                self.phase = self.phase.min(other.phase);
             }
         }
     };
 }
 
+// An entry: what it counts, its name, how those of several cores make one, and what it is called as
+// a metric, where the ending `_total` says that it only grows. Time is counted in microseconds, and
+// is in seconds there.
 counters! {
     /// Connections accepted, those that another core has accepted and moved here included.
-    accepted sum,
+    accepted sum "connections_accepted_total",
     /// Connections that this core has accepted and moved to one that has less to do
     /// (`SLIPRING_BALANCE=least`); it is there that they count as accepted.
-    moved_out sum,
+    moved_out sum "connections_moved_out_total",
     /// Connections that other cores have moved here.
-    moved_in sum,
-    /// Connections in the table now.
-    live sum,
+    moved_in sum "connections_moved_in_total",
+    /// Outbound connections established ([`net::connect`](crate::net::connect)).
+    connected sum "outbound_connections_total",
+    /// Attempts to connect begun, one for each address tried. Each is established, or counts in
+    /// exactly one of the counters below, or is still `connecting`.
+    connects sum "outbound_attempts_total",
+    /// Attempts under way now.
+    connecting sum "outbound_attempts",
+    /// Attempts that met nobody who listens.
+    connects_refused sum "outbound_attempts_refused_total",
+    /// Attempts that found no way to the address.
+    connects_unreachable sum "outbound_attempts_unreachable_total",
+    /// Attempts that had no answer in time, such as `SLIPRING_CONNECT_MS`.
+    connects_timed_out sum "outbound_attempts_timed_out_total",
+    /// Attempts that failed for another reason, such as no place, descriptor or port.
+    connects_failed sum "outbound_attempts_failed_total",
+    /// Attempts that were given up, or lost the race against another address.
+    connects_cancelled sum "outbound_attempts_cancelled_total",
+    /// Connections in the table now, accepted and outbound ones.
+    live sum "connections",
     /// Tasks alive now, the connections' handlers included.
-    tasks sum,
+    tasks sum "tasks",
     /// Timers armed now: the connections' deadlines, whatever sleeps, and the self-check.
-    timers sum,
+    timers sum "timers",
     /// Bytes received.
-    bytes_received sum,
+    bytes_received sum "received_bytes_total",
     /// Bytes that the kernel took for sending.
-    bytes_sent sum,
+    bytes_sent sum "sent_bytes_total",
     /// Bytes that a handler had sent and the kernel had not taken when a connection was ended.
-    bytes_abandoned sum,
+    bytes_abandoned sum "abandoned_bytes_total",
     /// UDP sockets open now.
-    udp_sockets sum,
+    udp_sockets sum "udp_sockets",
     /// Datagrams received.
-    datagrams_received sum,
+    datagrams_received sum "datagrams_received_total",
     /// Received datagrams that were longer than their buffer, so that their end is lost
     /// (`SLIPRING_LARGE_BUFFER_BYTES`).
-    datagrams_truncated sum,
+    datagrams_truncated sum "datagrams_truncated_total",
     /// Datagrams that the kernel has dropped as a UDP socket had no room for them (`SO_RCVBUF`,
     /// socket(7)), as far as it has told: with the next datagram, and when the socket is closed.
-    datagrams_lost sum,
+    datagrams_lost sum "datagrams_lost_total",
     /// Datagrams that the kernel took for sending.
-    datagrams_sent sum,
+    datagrams_sent sum "datagrams_sent_total",
     /// Datagrams that it did not take.
-    datagrams_unsent sum,
+    datagrams_unsent sum "datagrams_unsent_total",
     /// Times that the handler of `Server::serve_udp` has failed or panicked.
-    udp_handler_failures sum,
+    udp_handler_failures sum "udp_handler_failures_total",
+    /// Turns of the loop.
+    turns sum "turns_total",
     /// Calls of `io_uring_enter`.
-    enters sum,
+    enters sum "enters_total",
     /// Spins before blocking that have found something to do.
-    spins_found sum,
+    spins_found sum "spins_found_total",
     /// Spins before blocking that have found nothing.
-    spins_in_vain sum,
+    spins_in_vain sum "spins_in_vain_total",
     /// Time spun, either way, in microseconds.
-    spin_us sum,
+    spin_us sum "spin_seconds_total",
     /// Operations submitted.
-    submissions sum,
+    submissions sum "submissions_total",
     /// Completions taken.
-    completions sum,
+    completions sum "completions_total",
     /// Completions of operations that nobody waits for any more.
-    stale sum,
+    stale sum "stale_completions_total",
     /// Completions that belonged to nothing. Always 0, unless the kernel misbehaves.
-    unknown sum,
+    unknown sum "unknown_completions_total",
     /// Times that the completion queue overflowed; more than 0 asks for more `SLIPRING_CQ_ENTRIES`.
-    overflows sum,
+    overflows sum "completion_queue_overflows_total",
     /// Times that a receive found no buffer; many ask for more `SLIPRING_BUFFERS`.
-    buffers_missing sum,
+    buffers_missing sum "buffers_missing_total",
     /// Times that a connection that receives in bulk found no large buffer and went on with small
     /// ones; many ask for more `SLIPRING_LARGE_BUFFERS`.
-    large_buffers_missing sum,
+    large_buffers_missing sum "large_buffers_missing_total",
     /// Times that the receive of a connection or a UDP socket was paused because its handler fell
     /// behind.
-    pauses sum,
+    pauses sum "receive_pauses_total",
     /// Errors of accept, such as the descriptors' limit.
-    accept_errors sum,
+    accept_errors sum "accept_errors_total",
     /// Times that a listener stopped accepting because the connections' limit was reached.
-    accept_pauses sum,
+    accept_pauses sum "accept_pauses_total",
     /// Connections that were reset in a listener's queue, as a drain had no time left to take them
     /// or no descriptor.
-    queue_abandoned sum,
+    queue_abandoned sum "queue_abandoned_total",
+    /// Connections left in the queues of sockets that were passed in, for whoever keeps those. Of
+    /// Unix sockets the kernel does not say.
+    queue_left sum "queue_left_total",
     /// Connections taken from the listeners' queues after they had stopped accepting.
-    queue_taken sum,
+    queue_taken sum "queue_taken_total",
     /// Connections on which input came after they had been closed as idle: it was not read.
-    idle_races sum,
+    idle_races sum "idle_races_total",
     /// Polls of tasks.
-    polls sum,
+    polls sum "polls_total",
     /// Bytes that connections have queued now, in either direction.
-    memory_bytes sum,
+    memory_bytes sum "queued_bytes",
     /// Times that queues reached `SLIPRING_MEMORY_BYTES_MAX`, so that receives and sends waited.
-    memory_pauses sum,
+    memory_pauses sum "memory_pauses_total",
     /// Messages from other threads, wake-ups included.
-    messages sum,
+    messages sum "messages_total",
     /// Tasks that panicked.
-    panics sum,
+    panics sum "panics_total",
     /// Tasks that other threads had spawned and that were not begun: the core had
     /// `SLIPRING_TASKS_MAX`, or its drain's deadline had come.
-    tasks_refused sum,
+    tasks_refused sum "tasks_refused_total",
     /// Handlers and tasks that were dropped because the drain's deadline had come.
-    tasks_forced sum,
+    tasks_forced sum "tasks_forced_total",
     /// Operations whose end was never seen and whose memory is therefore leaked. Always 0, unless
     /// the kernel misbehaves.
-    leaked_operations sum,
+    leaked_operations sum "leaked_operations_total",
     /// What the self-check has found not to fit. Always 0, unless slipring has a bug.
-    mismatches sum,
+    mismatches sum "mismatches_total",
     /// Times that one task, or one turn, kept its core for `SLIPRING_STALL_MS` or longer.
-    stalls sum,
+    stalls sum "stalls_total",
     /// The longest turn of the loop, from the kernel's answer to the next question, in
     /// microseconds.
-    turn_longest_us greater,
+    turn_longest_us greater "turn_longest_seconds",
     /// The greatest number of connections at one time on one core.
-    live_max greater,
+    live_max greater "connections_peak",
 }
 
 impl Counters {
@@ -245,16 +287,12 @@ impl Stats {
     /// All cores together.
     #[must_use]
     pub fn total(&self) -> CoreStats {
-        let mut total = CoreStats::default();
-        for core in &self.cores {
-            total.merge(core);
-        }
-        total
+        CoreStats::total_of(&self.cores)
     }
 
     /// The counters as one line of JSON, with the keys `total` and `cores`, in each of which every
-    /// counter has its name; `closed` is by reason, `census` by state and by age, and `spin` is
-    /// the name of a [`SpinState`].
+    /// counter has its name; `closed` is by reason, `census` by state and by age, `spin` is
+    /// the name of a [`SpinState`] and `phase` that of a [`Phase`].
     #[must_use]
     pub fn to_json(&self) -> String {
         JsonObject::new()
@@ -265,6 +303,30 @@ impl Stats {
 }
 
 impl CoreStats {
+    /// Several cores together.
+    pub(crate) fn total_of<'a>(cores: impl IntoIterator<Item = &'a CoreStats>) -> CoreStats {
+        let mut cores = cores.into_iter();
+        let mut total = cores.next().copied().unwrap_or_default();
+        cores.for_each(|core| total.merge(core));
+        total
+    }
+
+    /// Attempts to connect that have come to nothing, of all classes.
+    pub(crate) fn connects_failed_total(&self) -> u64 {
+        self.connect_failures().into_iter().map(|(_, count)| count).sum()
+    }
+
+    /// The same by class.
+    pub(crate) fn connect_failures(&self) -> [(&'static str, u64); 5] {
+        [
+            ("refused", self.connects_refused),
+            ("unreachable", self.connects_unreachable),
+            ("timed_out", self.connects_timed_out),
+            ("failed", self.connects_failed),
+            ("cancelled", self.connects_cancelled),
+        ]
+    }
+
     fn to_json(self) -> String {
         let mut json = JsonObject::new();
         for (name, value) in self.named() {
@@ -273,6 +335,7 @@ impl CoreStats {
         json.raw("closed", &closed_json(&self.closed))
             .raw("census", &self.census.to_json())
             .string("spin", self.spin.as_str())
+            .string("phase", self.phase.as_str())
             .finish()
     }
 
@@ -315,6 +378,10 @@ impl fmt::Display for Stats {
         }
         Ok(())
     }
+}
+
+const fn ends_in_us(name: &str) -> bool {
+    matches!(name.as_bytes(), [.., b'_', b'u', b's'])
 }
 
 fn sum(a: u64, b: u64) -> u64 {

@@ -19,6 +19,8 @@ pub enum StopMethod {
     /// The kernel dropped them before a handshake began: who is held off tries again a second
     /// later, and finds a successor or is refused.
     SynFilter,
+    /// Nor need they be: the sockets were passed in, and stay open with whoever keeps them.
+    LeftOpen,
 }
 
 impl StopMethod {
@@ -29,6 +31,7 @@ impl StopMethod {
             StopMethod::QueueEmptied => "queue_emptied",
             StopMethod::Steered => "steered",
             StopMethod::SynFilter => "syn_filter",
+            StopMethod::LeftOpen => "left_open",
         }
     }
 }
@@ -47,7 +50,7 @@ impl Core {
         for index in 0..self.listeners.len() {
             let Some(method) = self.hold_off_from(index) else { continue };
             hold_ms = hold_ms.max(match method {
-                StopMethod::QueueEmptied => 0,
+                StopMethod::QueueEmptied | StopMethod::LeftOpen => 0,
                 StopMethod::Steered => self.settings.syn_quiesce_ms.max(STEERED_MS_MIN),
                 StopMethod::SynFilter => self.settings.syn_quiesce_ms,
             });
@@ -60,9 +63,12 @@ impl Core {
         self.drain.hold(self.now_ns, hold_ms * NS_PER_MS);
     }
 
-    /// `None` for a Unix socket: all cores share its one queue.
+    /// `None` for a Unix socket of ours: all cores share its one queue.
     fn hold_off_from(&self, index: usize) -> Option<StopMethod> {
         let listener = &self.listeners[index];
+        if listener.is_kept() {
+            return Some(StopMethod::LeftOpen);
+        }
         let socket = listener.socket().filter(|socket| !socket.is_unix())?;
         if self.retired
             && let (Some(member), Some(fd)) = (listener.membership(), socket.as_fd())
@@ -74,9 +80,10 @@ impl Core {
         Some(if filtered { StopMethod::SynFilter } else { StopMethod::QueueEmptied })
     }
 
-    /// Closes a listener whose queue is empty.
+    /// Closes a listener whose queue is empty, or somebody else's.
     pub(crate) fn close_listener(&mut self, index: u32) {
         let Some(listener) = self.listeners.get_mut(index as usize) else { return };
+        self.counters.queue_left.add(listener.left_queued());
         match (listener.take_socket(), listener.membership()) {
             (Some(Socket::Os(fd)), Some(member)) => {
                 member.group.close(member.core, fd);

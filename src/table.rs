@@ -11,6 +11,14 @@ pub(crate) struct Id {
     pub(crate) generation: u32,
 }
 
+impl Id {
+    /// What tells those apart that were inserted in one go, evenly spread.
+    pub(crate) fn jitter(self, now_ns: u64) -> u16 {
+        let lot = u64::from(self.index).wrapping_add(now_ns).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        (lot >> 48) as u16
+    }
+}
+
 /// A slab whose keys go stale when their entry is removed.
 ///
 /// Freed slots are reused last in, first out, so that the hot ones stay in cache.

@@ -33,6 +33,10 @@ pub(crate) enum Kind {
     BulkReceive,
     /// The ring's standing timer.
     Timer,
+    /// A connection to another address; the slot is that of an attempt.
+    Connect,
+    /// A cancellation of one.
+    CancelConnect,
     /// Multishot receive of a UDP socket.
     ReceiveDatagrams = 12,
     /// One of the sends in flight of a UDP socket; the slot is the send's own.
@@ -73,6 +77,8 @@ impl Token {
             7 => Kind::File,
             8 => Kind::BulkReceive,
             9 => Kind::Timer,
+            10 => Kind::Connect,
+            11 => Kind::CancelConnect,
             12 => Kind::ReceiveDatagrams,
             13 => Kind::SendDatagram,
             14 => Kind::CancelDatagrams,
@@ -101,7 +107,7 @@ mod tests {
         let kinds: Vec<Kind> = (0..=u8::MAX)
             .filter_map(|kind| Token::from_bits(u64::from(kind) << 56).kind())
             .collect();
-        assert_eq!(kinds.len(), 12);
+        assert_eq!(kinds.len(), 14);
         for kind in kinds {
             for slot in [0, 1, 77, u32::MAX] {
                 for generation in [0, 1, GENERATION_MASK] {

@@ -179,3 +179,34 @@ fn a_handler_that_panics_or_fails_ends_its_own_connection_only() {
     assert_eq!(total.closed.get(CloseReason::HandlerError), 20);
     assert_eq!(total.panics, 20);
 }
+
+#[test]
+fn a_side_that_is_shut_down_ends_behind_its_output_and_goes_on_receiving() {
+    let (running, addr) =
+        start(Server::new(config()).listen(ANY, |mut conn: Connection| async move {
+            let length = conn.recv().await?.map_or(0, |chunk| chunk.len());
+            conn.send(bytes(length, 3 * MB)).await?;
+            conn.shutdown().await?;
+            let after = conn.send("more").await.expect_err("our side has ended");
+            assert_eq!(after.kind(), slipring::ErrorKind::Misuse);
+            let mut received = 0;
+            while let Some(chunk) = conn.recv().await? {
+                received += chunk.len();
+            }
+            assert_eq!(received, MB, "all that came after our end");
+            Ok(())
+        }));
+    const ROUNDS: usize = 20;
+    for round in 1..=ROUNDS {
+        let mut stream = connect(addr);
+        stream.write_all(&vec![0; round]).expect("send");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).expect("the output, and then the end");
+        assert!(answer == bytes(round, 3 * MB), "round {round}: {} bytes", answer.len());
+        stream.write_all(&vec![1; MB]).expect("the other side is open");
+        stream.shutdown(std::net::Shutdown::Write).expect("shut down");
+        assert_eq!(stream.read(&mut [0]).expect("no reset"), 0);
+    }
+    let finished = settle(running, ROUNDS as u64).closed.get(CloseReason::Finished);
+    assert_eq!(finished, ROUNDS as u64, "no handler failed");
+}

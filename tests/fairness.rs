@@ -269,9 +269,9 @@ fn one_round(
         let load = scope.spawn(|| load(target, &round));
         let _over = Over(&round.over);
         wait_until("it has begun", || round.begun.load(SeqCst) || load.is_finished());
-        // As long as it lasts, and a second of what lasts for ever.
+        // As long as it lasts, and half a second of what lasts for ever.
         let since = Instant::now();
-        while !round.is_over() && since.elapsed() < Duration::from_secs(1) || took.is_empty() {
+        while !round.is_over() && since.elapsed() < Duration::from_millis(500) || took.is_empty() {
             took.extend(ping(clients));
         }
     });

@@ -80,6 +80,19 @@ impl Config {
     }
 }
 
+#[cfg(feature = "tracing")]
+impl Config {
+    /// The values that are not the default, in one line.
+    pub(crate) fn changed(&self) -> String {
+        let given = VARIABLES.iter().map(|variable| (variable.name, self.lookup(variable)));
+        let changed = given.filter(|(_, (_, source))| *source != super::Source::Default);
+        let texts = changed.map(|(name, (text, source))| {
+            format!("{name}={} ({source})", form::shortened(&text).escape_debug())
+        });
+        texts.collect::<Vec<_>>().join(", ")
+    }
+}
+
 fn facts(settings: &Settings) -> Vec<Fact> {
     let Settings { buffers, buffer_bytes, half_close_ms, user_timeout_ms, .. } = *settings;
     let first = |kernel_ms: Option<u64>, ours_ms: u64| match kernel_ms {
@@ -177,6 +190,11 @@ fn defeated(settings: &Settings) -> Vec<(&'static str, u64, &'static str, u64, &
         ),
         (("SLIPRING_HEARTBEAT_MS", beat_ms), idle, "ends a silent connection before it is asked"),
         (("SLIPRING_HALF_CLOSE_MS", settings.half_close_ms), handler, "ends a busy one first"),
+        (
+            ("SLIPRING_CONNECT_MS", settings.connect_ms),
+            handler,
+            "ends a handler that connects first",
+        ),
         (idle, lifetime, "ends every connection first"),
         (message, lifetime, "ends every connection first"),
         (handler, lifetime, "ends every connection first"),

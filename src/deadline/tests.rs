@@ -40,6 +40,12 @@ fn a_message_is_due_from_its_first_byte_whatever_comes_of_it() {
         assert_eq!(next(&deadlines, now_ms, true), (45, Expired::Kind(DeadlineKind::Message)));
     }
     deadlines.end_message(Opened::ByLayer);
+    // A read had to wait for what turns out to be the layer's.
+    deadlines.begin_message(70, Opened::ByRead, 0);
+    deadlines.begin_message(80, Opened::ByLayer, 0);
+    deadlines.end_message(Opened::ByRead);
+    assert_eq!(deadlines.at_ms(&limits(), DeadlineKind::Message, true), Some(110));
+    deadlines.end_message(Opened::ByLayer);
     assert_ne!(next(&deadlines, 44, true).0, 45);
 }
 

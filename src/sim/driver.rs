@@ -122,6 +122,11 @@ impl SimDriver {
         SimSocket { fd, world: Rc::clone(&self.world) }
     }
 
+    pub(crate) fn open(&self) -> SimSocket {
+        let fd = self.world.borrow_mut().open();
+        SimSocket { fd, world: Rc::clone(&self.world) }
+    }
+
     pub(crate) fn pool(&self) -> &Rc<Pool> {
         &self.pool
     }
@@ -178,6 +183,10 @@ impl SimSocket {
         world.streams.insert(fd, peer);
         drop(world);
         Ok(SimSocket { fd, world: Rc::clone(&self.world) })
+    }
+
+    pub(crate) fn connect_now(&self) -> io::Result<()> {
+        self.world.borrow_mut().connect_now(self.fd)
     }
 
     /// Takes the connection out of this world.

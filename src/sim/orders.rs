@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use super::Met;
+
 /// Faults that a test orders.
 #[derive(Debug)]
 pub(crate) struct Orders {
@@ -15,6 +17,8 @@ pub(crate) struct Orders {
     pub(crate) cancels_missed: u32,
     /// What the next calls of `enter` answer.
     pub(crate) enter_errors: VecDeque<i32>,
+    /// What the next connects meet.
+    pub(crate) connects: VecDeque<Met>,
     /// What the next sends of datagrams answer.
     pub(crate) datagram_errors: VecDeque<i32>,
     /// One call of `enter` in so many is interrupted; 0 is none.
@@ -29,6 +33,7 @@ impl Default for Orders {
             streams_max: usize::MAX,
             cancels_missed: 0,
             enter_errors: VecDeque::new(),
+            connects: VecDeque::new(),
             datagram_errors: VecDeque::new(),
             interrupt_every: 0,
         }

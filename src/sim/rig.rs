@@ -14,12 +14,14 @@ use crate::conn::{self, Connection};
 use crate::control::{Control, Seat};
 use crate::core::{Core, CoreRef};
 use crate::driver::{Driver, Socket};
+use crate::entry::Entry;
 use crate::error::Result;
 use crate::listen::{Handler, Listener};
 use crate::local::Entered;
+use crate::net;
 use crate::post::{CoreBell, PostBox};
 use crate::stats::CoreStats;
-use crate::time::sleep;
+use crate::time::{sleep, timeout};
 use crate::token::Kind;
 
 /// One core in one world.
@@ -39,6 +41,8 @@ pub(super) enum House {
     Echo,
     /// Some are slow, leave early, fail, panic, keep their chunks, spawn, or sleep for good.
     Mixed,
+    /// All of them connect.
+    Outbound,
 }
 
 impl Rig {
@@ -63,7 +67,11 @@ impl Rig {
         let settings = settings(&mut rng);
         let rng = Rc::new(RefCell::new(rng));
         let handler = conn::handler(move |conn| {
-            let manner = if house == House::Mixed { rng.borrow_mut().below(12) } else { 0 };
+            let manner = match house {
+                House::Echo => 0,
+                House::Mixed => rng.borrow_mut().below(12),
+                House::Outbound => 9 + rng.borrow_mut().below(2),
+            };
             serve(conn, manner)
         });
         Rig::start(worlds, settings, most, &handler)
@@ -166,6 +174,13 @@ impl Rig {
         let of_sockets: usize = core.udp.table.iter().map(|(_, port)| port.in_flight).sum();
         assert_eq!(of_sockets, world.socket_operations(), "in flight on UDP sockets");
         operations += of_sockets;
+        for (id, attempt) in core.outbound.attempts.iter() {
+            let in_flight = world.operations_of_attempt(id);
+            assert_eq!(usize::from(attempt.in_flight), in_flight, "in flight on {attempt:?}");
+            let timed = core.wheel.deadline_ms(attempt.timer()).is_some();
+            assert!(timed || !attempt.is_open(), "without a deadline: {attempt:?}");
+            operations += in_flight;
+        }
         let of_listeners = |kind| matches!(kind, Some(Kind::Accept));
         let accepts = world.tokens().filter(|token| of_listeners(token.kind())).count();
         let lone = world.tokens().filter(|t| t.slot() == crate::listen::NO_CONNECTION).count();
@@ -174,18 +189,27 @@ impl Rig {
         let sockets = core.table.iter().filter(|(_, entry)| entry.socket.is_some()).count();
         let listeners = core.listeners.iter().filter(|listener| listener.is_open()).count();
         let unreaped = world.accepted_unreaped();
-        let ports = core.udp.table.len();
-        assert_eq!(sockets + ports + listeners + unreaped, world.open_sockets(), "descriptors");
+        let others = core.outbound.attempts.len() + core.udp.table.len();
+        let open = sockets + listeners + unreaped + others;
+        assert_eq!(open, world.open_sockets(), "descriptors");
 
         let queued = core.table.iter().map(|(_, entry)| entry.input_bytes + entry.queued_bytes());
         let ports = core.udp.table.iter().map(|(_, port)| port.input_bytes + port.send_bytes);
         assert_eq!(queued.chain(ports).sum::<usize>(), core.memory.used(), "memory");
 
         let stats = core.counters.snapshot();
-        assert_eq!(stats.accepted, stats.closed.total() + core.table.len() as u64, "books");
+        let begun = stats.accepted + stats.connected;
+        assert_eq!(begun, stats.closed.total() + core.table.len() as u64, "books");
+        let attempts = core.outbound.attempts.iter();
+        let under_way = attempts.filter(|(_, attempt)| attempt.is_open()).count() as u64;
+        let ended = stats.connected + stats.connects_failed_total();
+        assert_eq!(stats.connects, ended + under_way, "attempts");
+        assert_eq!(stats.connecting, under_way, "attempts under way");
+        let held = |(_, entry): &(_, &Entry)| entry.is_outbound() && entry.handles > 0;
+        assert_eq!(core.outbound.held, core.table.iter().filter(held).count(), "outbound ones");
         assert_eq!(stats.live, core.table.len() as u64, "gauge");
-        let timed = core.table.len() + core.sleepers.len();
-        let extra = core.wheel.len() - timed;
+        let timed = core.table.len() + core.sleepers.len() + core.outbound.attempts.len();
+        let extra = core.wheel.len().saturating_sub(timed);
         assert!(extra <= core.listeners.len() + core.udp.leaving + 2, "{extra} timers of nobody");
         assert_eq!(core.counters.findings(), [""; 0], "the self-check");
         let full = core.drain.is_draining()
@@ -239,7 +263,9 @@ impl Rig {
         let core = self.core.borrow_mut();
         let world = self.world.borrow();
         let stats = core.counters.snapshot();
-        assert_eq!(stats.accepted, stats.closed.total(), "books at the end");
+        assert_eq!(stats.accepted + stats.connected, stats.closed.total(), "books at the end");
+        assert_eq!(stats.connects, stats.connected + stats.connects_failed_total(), "attempts");
+        assert_eq!((stats.connecting, core.outbound.held), (0, 0), "left at the end");
         assert_eq!((stats.live, world.open_sockets()), (0, 0), "left at the end");
         assert_eq!((stats.tasks, stats.leaked_operations), (0, 0), "left at the end");
         for pool in [core.driver.pool(), core.driver.datagram_pool().expect("there is one")] {
@@ -327,6 +353,22 @@ async fn serve(mut conn: Connection, manner: u64) -> Result<()> {
                 write.flush().await?;
             }
             return Ok(());
+        }
+        9 => {
+            let mut upstream = net::connect("192.0.2.1:80").await?;
+            return net::proxy(&mut conn, &mut upstream).await.map(drop);
+        }
+        10 => {
+            let (tcp, unix) = (net::connect("192.0.2.1:80"), net::connect("unix:@x"));
+            let at_once = timeout(Duration::ZERO, tcp.clone().into_future()).await;
+            debug_assert!(at_once.is_err(), "it is given up while it is under way");
+            let tcp = timeout(Duration::from_millis(1), tcp.into_future()).await;
+            let kept = unix.timeout(Duration::from_millis(5)).await;
+            let mut one = conn.recv().await?.is_some();
+            for mut upstream in [tcp.and_then(|tcp| tcp), kept].into_iter().flatten() {
+                one = upstream.write(b"hello").await.is_ok() && one;
+            }
+            return if one { Ok(()) } else { Err(std::io::Error::other("nobody").into()) };
         }
         _ => {}
     }

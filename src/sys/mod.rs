@@ -5,11 +5,14 @@
 pub(crate) mod affinity;
 pub(crate) mod bufs;
 pub(crate) mod clock;
+mod connects;
 pub(crate) mod datagram;
 mod datagrams;
 mod files;
 pub(crate) mod filter;
 pub(crate) mod gather;
+#[cfg(feature = "systemd")]
+pub(crate) mod inherit;
 pub(crate) mod limits;
 mod pages;
 pub(crate) mod place;

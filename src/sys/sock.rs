@@ -15,6 +15,24 @@ pub(crate) fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Has a bind to port 0 choose the address only, and leave the port to the connect: then two
+/// connections to different peers may have the same one (`IP_BIND_ADDRESS_NO_PORT`, ip(7), also
+/// for IPv6).
+pub(crate) fn bind_address_only(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: the option takes an int, which outlives the call and whose size is passed.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            (&raw const on).cast(),
+            size_of_val(&on) as libc::socklen_t,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// How many bytes are received and unread (`FIONREAD`, tcp(7)).
 pub(crate) fn unread_bytes(socket: BorrowedFd<'_>) -> usize {
     let mut count: libc::c_int = 0;

@@ -16,6 +16,7 @@ use io_uring::types::{CancelBuilder, Fd, Timespec};
 use io_uring::{cqueue, opcode, squeue};
 
 use super::bufs::{BufRing, Lease, Pool};
+use super::connects::Connects;
 use super::datagrams::Datagrams;
 use super::files::{Files, Leaving, NO_FILE};
 use super::gather::Gather;
@@ -60,6 +61,8 @@ pub(crate) struct Uring {
     files: Files,
     /// Sends in flight, by slot. The kernel reads what they own.
     sends: Vec<Option<Sending>>,
+    /// Connects in flight. The kernel reads their addresses.
+    connects: Connects,
     /// What found the submission queue full.
     backlog: VecDeque<squeue::Entry>,
     doorbell: Arc<EventFd>,
@@ -113,6 +116,7 @@ impl Uring {
             datagrams: ManuallyDrop::new(Datagrams::new()),
             files,
             sends: Vec::new(),
+            connects: Connects::default(),
             backlog: VecDeque::new(),
             doorbell,
             epoch,
@@ -155,6 +159,7 @@ impl Uring {
                 // No event is asked for: errors and hang-ups of either side are always reported.
                 opcode::PollAdd::new(Fd(fd), 0).build()
             }
+            Op::Connect { socket, to } => self.connects.begin(token, socket, to),
             Op::ReceiveDatagrams { socket } => self.datagrams.receive_entry(socket),
             Op::SendDatagram { socket, outgoing } => {
                 self.datagrams.send_entry(token, socket, outgoing)
@@ -258,6 +263,10 @@ impl Uring {
                 }
                 Some(Kind::Timer) => {
                     self.timer_ns = u64::MAX;
+                    continue;
+                }
+                Some(Kind::Connect) if !self.connects.end(token) => {
+                    self.counters.stale += 1;
                     continue;
                 }
                 Some(Kind::BulkReceive) => self.bulk_receives -= usize::from(last),
@@ -403,6 +412,7 @@ impl Drop for Uring {
             // The kernel may still write to the buffers and read what is being sent. Nothing of
             // it is freed: the ring, its buffers (`ManuallyDrop`), and the bytes in flight.
             std::mem::forget(std::mem::take(&mut self.sends));
+            std::mem::forget(std::mem::take(&mut self.connects));
             std::mem::forget(std::mem::take(&mut self.files));
             return;
         }
@@ -468,7 +478,8 @@ fn outcome(
         }
         Kind::Hangup => Outcome::Hangup(result.map(|events| events as i32)),
         Kind::Doorbell => Outcome::Doorbell,
-        Kind::Cancel => Outcome::Cancelled(result.map(|_| ())),
+        Kind::Connect => Outcome::Connected(result.map(|_| ())),
+        Kind::Cancel | Kind::CancelConnect => Outcome::Cancelled(result.map(|_| ())),
         Kind::CancelDatagrams => Outcome::DatagramsCancelled(result.map(|_| ())),
         Kind::File | Kind::Timer | Kind::ReceiveDatagrams | Kind::SendDatagram => return None,
     })

@@ -2,8 +2,6 @@
 
 use std::fmt;
 use std::future::{Future, poll_fn};
-use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -21,6 +19,7 @@ use crate::sys::place::Place;
 use crate::task::spawn_task;
 use crate::time::timeout;
 use crate::udp::UdpSocket;
+use crate::udp::bind::UdpShare;
 
 /// An address to be served, with what each core makes its handler with.
 #[derive(Clone)]
@@ -141,7 +140,7 @@ impl UdpService {
     ///
     /// # Errors
     /// As [`spawn`](crate::task::spawn).
-    pub(crate) fn start(self, core: &CoreRef, socket: OwnedFd, local: SocketAddr) -> Result<()> {
+    pub(crate) fn start(self, core: &CoreRef, (socket, local): UdpShare) -> Result<()> {
         let socket = UdpSocket::adopt(core, Socket::Os(socket), local)?;
         let serving = serve(CoreRef::clone(core), socket, self.handler);
         spawn_task(core, Scope::Core, self.place, Box::pin(serving)).map(drop)

@@ -1,7 +1,9 @@
 //! This test binary in processes of their own, which end with the test that has started them.
 
+use std::borrow::BorrowMut;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use super::{length, not_run, slowness};
@@ -31,7 +33,7 @@ pub fn again(test: &str, role: &str, through: &[&str]) -> Command {
 
 /// Makes the child end with the thread that starts it, and after two minutes in any case, or longer
 /// in a long run.
-fn tie(command: &mut Command) {
+pub fn tie(command: &mut Command) {
     let seconds = (SECONDS_MAX * slowness() * length()) as libc::c_uint;
     let tie = move || {
         // SAFETY: takes integers.
@@ -42,6 +44,18 @@ fn tie(command: &mut Command) {
     };
     // SAFETY: between fork and exec it makes two system calls and allocates nothing.
     unsafe { command.pre_exec(tie) };
+}
+
+/// Where an example is; `cargo test` builds them.
+pub fn example(name: &str) -> PathBuf {
+    let folder = std::env::var_os("RING_TEST_EXAMPLES").map(PathBuf::from).unwrap_or_else(|| {
+        let this = std::env::current_exe().expect("this executable has a path");
+        // target/PROFILE/deps/this
+        this.ancestors().nth(2).expect("it is in a profile's folder").join("examples")
+    });
+    let path = folder.join(name);
+    assert!(path.exists(), "{} is not there: `cargo build --examples` makes it", path.display());
+    path
 }
 
 /// Where programs are, those of administrators too: ip(8) is one on some systems.
@@ -81,8 +95,9 @@ pub struct Process {
 }
 
 impl Process {
-    pub fn start(mut command: Command) -> Process {
-        let mut child = command.stdout(Stdio::piped()).spawn().expect("start this test again");
+    pub fn start(mut command: impl BorrowMut<Command>) -> Process {
+        let mut child =
+            command.borrow_mut().stdout(Stdio::piped()).spawn().expect("start this test again");
         let output = BufReader::new(child.stdout.take().expect("its output"));
         Process { child, output }
     }
@@ -103,6 +118,11 @@ impl Process {
             }
         }
         panic!("the process has ended without {beginning:?}: {:?}", self.child.wait());
+    }
+
+    /// Waits for its end, and returns what it has said since.
+    pub fn rest(&mut self) -> Vec<String> {
+        (&mut self.output).lines().map(|line| line.expect("a line of text")).collect()
     }
 }
 

@@ -1,12 +1,18 @@
 //! What the integration tests share: servers on a port of their own, and waiting with a deadline.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+#[cfg(feature = "admin")]
+pub mod browser;
 pub mod child;
+pub mod client;
+pub mod example;
+pub mod exposition;
 pub mod filter;
 pub mod late;
 pub mod load;
 pub mod peer;
 pub mod site;
+pub mod web;
 pub mod world;
 
 use std::fmt::Display;

@@ -8,7 +8,7 @@ use super::{
     about::About,
     figures::{Answer, Answered, Spread},
     round::Measured,
-    rows::{Figure, HTTP},
+    rows::{AXUM, Figure, HTTP},
 };
 
 /// The results as a document.
@@ -23,7 +23,7 @@ pub fn markdown(about: &About, questions: &[Answered]) -> String {
         about.method,
         about.versions_text(),
     );
-    let is_http = |answered: &&Answered| answered.row.servers == HTTP;
+    let is_http = |answered: &&Answered| [HTTP, AXUM].contains(&answered.row.servers);
     let costs = |answered: &&Answered| answered.row.figure != Figure::Latency;
     let echo = |costly: bool| {
         let of_kind = move |answered: &&Answered| !is_http(answered) && costs(answered) == costly;
@@ -36,8 +36,12 @@ pub fn markdown(about: &About, questions: &[Answered]) -> String {
         &echo(false),
         latency_cell,
     );
-    let http: Vec<&Answered> = questions.iter().filter(is_http).collect();
-    section(&mut text, "HTTP: server CPU per request", &http, ratio_cell);
+    for (title, servers) in
+        [("HTTP: server CPU per request", HTTP), ("axum: server CPU per request", AXUM)]
+    {
+        let of_these = questions.iter().filter(|answered| answered.row.servers == servers);
+        section(&mut text, title, &of_these.collect::<Vec<_>>(), ratio_cell);
+    }
     standing(&mut text, questions);
     for answered in questions {
         for (name, failure) in answered.failures() {

@@ -94,7 +94,9 @@ pub const ECHO: &[&str] = ECHO_SPIN.split_at(ECHO_SPIN.len() - 1).0;
 pub const BEFORE: &[&str] = &["before", "slipring", "minimal"];
 /// No HTTP server is a yardstick; the most used one stands in.
 pub const HTTP: &[&str] =
-    &["hyper-tokio", "hyper-monoio", "hyper-compio", "ntex-http", "actix-web"];
+    &["hyper-tokio", "hyper-slipring", "hyper-monoio", "hyper-compio", "ntex-http", "actix-web"];
+/// The same application on both.
+pub const AXUM: &[&str] = &["axum-tokio", "axum-slipring"];
 
 pub const ROWS: &[Row] = &[
     echo("c8-64b", "8 connections, 64 B", 8, 64, 1),
@@ -133,8 +135,10 @@ pub const ROWS: &[Row] = &[
     },
     open("open-20k", "64 connections, 20 000/s", 20_000.0),
     open("open-60k", "64 connections, 60 000/s", 60_000.0),
-    http("http-c64", "HTTP, 64 connections", 1),
-    http("http-p16", "HTTP, 64 connections, 16 pipelined", 16),
+    http("http-c64", "HTTP, 64 connections", 1, HTTP),
+    http("http-p16", "HTTP, 64 connections, 16 pipelined", 16, HTTP),
+    http("axum-c64", "axum, 64 connections", 1, AXUM),
+    http("axum-p16", "axum, 64 connections, 16 pipelined", 16, AXUM),
     Row {
         key: "crowd",
         title: "1 connection beside",
@@ -188,14 +192,19 @@ const fn open(key: &'static str, title: &'static str, per_second: f64) -> Row {
     }
 }
 
-const fn http(key: &'static str, title: &'static str, pipeline: usize) -> Row {
+const fn http(
+    key: &'static str,
+    title: &'static str,
+    pipeline: usize,
+    servers: &'static [&'static str],
+) -> Row {
     Row {
         key,
         title,
         question: "What does a small HTTP reply cost the server?",
         work: Work::Http { connections: 64, pipeline },
         figure: Figure::Cpu,
-        servers: HTTP,
+        servers,
         rounds_max: ROUNDS_MAX,
     }
 }

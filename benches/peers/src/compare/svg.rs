@@ -141,7 +141,7 @@ fn line(text: &mut String, x1: f64, y1: f64, x2: f64, y2: f64, colour: &str) {
 
 fn colour(name: &str) -> &'static str {
     match name {
-        "slipring" | "slipring-spin" => "#d1495b",
+        name if name.contains("slipring") => "#d1495b",
         "minimal" => "#30638e",
         _ => "#8d99a6",
     }

@@ -51,6 +51,14 @@ impl Client {
         (bytes.as_ptr(), len as u32)
     }
 
+    /// The send under way has sent nothing, and is to be done again.
+    pub fn unsend(&mut self) {
+        let period = self.script.requests_period();
+        self.owed += self.sending;
+        self.send_at = (self.send_at + period - self.sending) % period;
+        self.sending = 0;
+    }
+
     /// Compares what came in; how many replies it completes.
     #[inline]
     pub fn hear(&mut self, mut received: &[u8]) -> io::Result<usize> {

@@ -220,7 +220,7 @@ impl Session {
             return match result {
                 0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed")),
                 // The buffers are given back within the turn that they came in.
-                _ if result == -libc::ENOBUFS => {
+                _ if result == -libc::ENOBUFS || result == -libc::EINTR => {
                     self.receive(index, ring::POLL_FIRST);
                     Ok(())
                 }
@@ -255,6 +255,11 @@ impl Session {
     #[inline]
     fn on_send(&mut self, index: usize, result: i32) -> io::Result<()> {
         let client = &mut self.clients[index];
+        if result == -libc::EINTR {
+            client.unsend();
+            self.send(index);
+            return Ok(());
+        }
         if result < 0 {
             return Err(io::Error::from_raw_os_error(-result));
         }

@@ -5,14 +5,14 @@ use std::convert::Infallible;
 use http_body_util::Full;
 use hyper::{
     Request, Response,
-    body::{Bytes, Incoming},
+    body::Bytes,
     header::{CONTENT_TYPE, HeaderValue},
     server::conn::http1,
 };
 
 use super::HELLO;
 
-pub async fn hello(_: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+pub async fn hello<B>(_: Request<B>) -> Result<Response<Full<Bytes>>, Infallible> {
     let mut response = Response::new(Full::new(Bytes::from_static(HELLO.as_bytes())));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     Ok(response)

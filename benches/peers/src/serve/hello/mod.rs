@@ -8,12 +8,16 @@ use super::{Order, Result};
 mod actix;
 #[cfg(feature = "hyper")]
 mod answer;
+#[cfg(feature = "axum")]
+mod axum;
 #[cfg(feature = "compio")]
 mod compio;
 #[cfg(feature = "monoio")]
 mod monoio;
 #[cfg(feature = "ntex")]
 mod ntex;
+#[cfg(feature = "hyper")]
+mod slipring;
 #[cfg(feature = "tokio")]
 mod tokio;
 
@@ -28,6 +32,12 @@ pub const SERVERS: &[Entry] = &[
     ("ntex-http", ntex::serve),
     #[cfg(feature = "actix")]
     ("actix-web", actix::serve),
+    #[cfg(feature = "hyper")]
+    ("hyper-slipring", slipring::serve),
+    #[cfg(feature = "axum")]
+    ("axum-tokio", axum::serve_on_tokio),
+    #[cfg(feature = "axum")]
+    ("axum-slipring", axum::serve_on_slipring),
 ];
 
 #[cfg(any(feature = "actix", feature = "hyper", feature = "ntex"))]
