@@ -54,6 +54,7 @@ const NAMES: &[(&str, &str)] = &[
     ("slipring_panics_total", "counter"),
     ("slipring_polls_total", "counter"),
     ("slipring_queue_abandoned_total", "counter"),
+    ("slipring_queue_left_total", "counter"),
     ("slipring_queue_taken_total", "counter"),
     ("slipring_queued_bytes", "gauge"),
     ("slipring_receive_pauses_total", "counter"),
@@ -71,6 +72,7 @@ const NAMES: &[(&str, &str)] = &[
     ("slipring_tasks_refused_total", "counter"),
     ("slipring_timers", "gauge"),
     ("slipring_turn_longest_seconds", "gauge"),
+    ("slipring_turns_total", "counter"),
     ("slipring_unknown_completions_total", "counter"),
 ];
 
