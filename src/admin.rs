@@ -232,6 +232,8 @@ fn config() -> Config {
         .write_stall_ms(10_000)
         .lifetime_ms(3_600_000)
         .force_grace_ms(1)
+        // At its end there is no time to hold off who is just about to connect.
+        .syn_quiesce_ms(0)
         .stall_ms(0)
 }
 

@@ -13,6 +13,7 @@ use socket2::{Domain, Protocol, SockRef, Type};
 use crate::bind::{Bound, ListenAddr, set_inherited};
 use crate::config::Settings;
 use crate::conn::{self, Connection};
+use crate::core::Core;
 use crate::driver::Socket;
 use crate::error::{Error, ErrorKind, Result};
 use crate::listen::Listener;
@@ -112,11 +113,27 @@ impl Listener {
         self.kept.is_some()
     }
 
+    /// How many are still taken from its queue when it is left: of one that was passed in and is
+    /// left by the whole server, one. The accept that was cancelled may have taken the only word of
+    /// a connection for all who share the queue.
+    pub(crate) fn last_call_of(&self, backlog: u32, retired: bool) -> u32 {
+        if self.is_kept() && !retired { 1 } else { backlog }
+    }
+
     /// What is left in the queue of a socket that was passed in, told by the last core to leave it.
     pub(crate) fn left_queued(&self) -> u64 {
         let last = self.kept.as_ref().is_some_and(|kept| self.is_open() && kept.leave());
         let queued = |socket: &Socket| if last { socket.queued_connections() } else { 0 };
         self.socket().map_or(0, queued)
+    }
+}
+
+impl Core {
+    /// Whether somebody else serves what a listener leaves in its queue: the next process one that
+    /// was passed in, and the cores that stay a Unix socket.
+    pub(crate) fn is_shared(&self, index: u32) -> bool {
+        let listener = &self.listeners[index as usize];
+        listener.is_kept() || (self.retired && listener.receives_once())
     }
 }
 

@@ -1,7 +1,8 @@
 //! One core: what it owns, and one turn of its loop.
 //!
 //! ```text
-//! flush outputs, re-arm receives -> enter the kernel once: submit, (spin,) wait, time-out
+//! post the mail, flush outputs, re-arm receives
+//! -> enter the kernel once: submit, (spin,) wait, time-out
 //! -> take completions -> read the mail -> expire deadlines -> advance the drain -> poll tasks
 //! ```
 //! No code of a handler runs while the core is borrowed: futures and foreign wakers are taken
@@ -15,26 +16,30 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::audience::Audiences;
 use crate::audit::Audit;
 use crate::balance::Pulse;
 use crate::buf::Chunk;
+use crate::calls::Calls;
 use crate::caps::Lease;
 use crate::config::Settings;
 use crate::connecting::Outbound;
 use crate::connections::ConnectionInfo;
 use crate::control::Control;
+use crate::cores::States;
 use crate::deadline::Limits;
 use crate::drain::{Drain, Phase, Plan};
 use crate::driver::{Completion, Driver, Outcome, Wait};
 use crate::ending::Walks;
 use crate::entry::Entry;
 use crate::error::{Error, Result};
-use crate::executor::{Body, Scope, Tasks, Wake, guarded};
+use crate::executor::{Body, Tasks, Wake};
 use crate::hooks::Hook;
 use crate::inspect::Inspections;
 use crate::leftover::Leftover;
 use crate::listen::{Listener, NO_CONNECTION};
 use crate::memory::Memory;
+use crate::outbox::Outbox;
 use crate::pause::Pauses;
 use crate::post::{Message, Post};
 use crate::pressure::Pressure;
@@ -45,7 +50,6 @@ use crate::stop::StopMethod;
 use crate::sys::clock::coarse_ms;
 use crate::sys::gather::Gather;
 use crate::table::{Id, Table};
-use crate::task::spawn_task;
 use crate::time::Sleeper;
 use crate::token::Kind;
 use crate::udp::sockets::UdpSockets;
@@ -139,6 +143,12 @@ pub(crate) struct Core {
     pub(crate) heard: u32,
     /// What has come from other threads and is still to be heard.
     pub(crate) mail: VecDeque<Message>,
+    /// What is to leave for other cores at the end of the turn.
+    pub(crate) outbox: Outbox,
+    pub(crate) calls: Calls,
+    pub(crate) audiences: Audiences,
+    /// What the program has of its own here.
+    pub(crate) states: States,
     fired: Vec<(TimerKey, Timer)>,
     enter_failures: u32,
     pub(crate) spin: Spin,
@@ -216,6 +226,10 @@ impl Core {
                 more_completions: false,
                 heard: 0,
                 mail: VecDeque::new(),
+                outbox: Outbox::default(),
+                calls: Calls::default(),
+                audiences: Audiences::default(),
+                states: States::default(),
                 fired: Vec::with_capacity(settings.expiry_budget as usize),
                 enter_failures: 0,
                 spin: Spin::new(u64::from(settings.spin_us) * 1_000, now_ns),
@@ -428,6 +442,7 @@ impl CoreCell {
 
     /// One turn of the loop. False when the core is down.
     pub(crate) fn turn(self: &Rc<CoreCell>) -> Result<bool> {
+        self.post_mail();
         {
             let mut core = self.borrow_mut();
             core.exchange()?;
@@ -446,38 +461,6 @@ impl CoreCell {
         traced!(self.tell());
         Ok(is_up)
     }
-
-    /// Hears what other threads have sent, up to a budget: whoever sends faster than this reads
-    /// must hold up neither the connections nor a drain.
-    fn read_mail(self: &Rc<CoreCell>) {
-        {
-            let core = &mut *self.borrow_mut();
-            if core.mail.is_empty() {
-                core.post.mailbox.take(&mut core.mail);
-            }
-        }
-        for _ in 0..MAIL_BUDGET {
-            let Some(message) = self.borrow_mut().mail.pop_front() else { return };
-            self.borrow_mut().counters.messages.add(1);
-            match message {
-                Message::Wake(remote) => self.borrow_mut().tasks.hear_wake(&remote),
-                Message::Look => self.borrow_mut().hear_of_places(),
-                Message::Inspect(question) => self.borrow_mut().inspections.push(question),
-                Message::Retire(deadline_ns) => self.borrow_mut().retire_at(deadline_ns),
-                Message::Steer => self.borrow_mut().put_steering_right(),
-                Message::Moved(moved) => self.borrow_mut().take_over(moved),
-                Message::Spawn(place, make) => {
-                    // The maker is anyone's code; a panic in it is its own.
-                    let mut refused = false;
-                    let spawn = || refused = spawn_task(self, Scope::Core, place, make()).is_err();
-                    if !guarded(spawn) {
-                        self.borrow_mut().count_panic(place);
-                    }
-                    self.borrow_mut().counters.tasks_refused.add(refused.into());
-                }
-            }
-        }
-    }
 }
 
 impl fmt::Debug for CoreCell {
@@ -490,7 +473,5 @@ pub(crate) const NS_PER_MS: u64 = 1_000_000;
 const WAIT_NS_MAX: u64 = 3_600_000_000_000;
 /// Connections that deadlines end in one turn.
 const ENDED_MAX: usize = 16;
-/// Messages of other threads that are heard in one turn.
-const MAIL_BUDGET: usize = 256;
 const ENTER_FAILURES_BEFORE_PAUSE: u32 = 8;
 const ENTER_PAUSE: Duration = Duration::from_millis(1);

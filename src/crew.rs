@@ -11,6 +11,7 @@ use crate::caps::{Lease, Places};
 use crate::config::Settings;
 use crate::control::Control;
 use crate::core::{Core, CoreRef};
+use crate::cores::{StateMaker, States};
 use crate::driver::{Driver, Socket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::executor::{guarded, panic_text};
@@ -38,6 +39,7 @@ pub(crate) struct Seed {
     pub(crate) makers: Vec<Maker>,
     pub(crate) drain_within: Duration,
     pub(crate) hooks: Vec<Hook>,
+    pub(crate) states: Vec<StateMaker>,
     /// What its thread is called, if the server is a part of another one.
     pub(crate) part: Option<&'static str>,
     pub(crate) udp: Vec<UdpEndpoint>,
@@ -56,6 +58,7 @@ impl Seed {
                 return;
             }
         };
+        let states = States::make(&self.states, &self.info);
         let handlers: Vec<_> =
             self.makers.iter().map(|it| ((it.make)(&self.info), it.clone())).collect();
         let services: Vec<_> = self.udp.iter().map(|it| it.make(&self.info)).collect();
@@ -65,6 +68,7 @@ impl Seed {
         {
             let mut core = core.borrow_mut();
             (core.info, core.hooks) = (self.info, std::mem::take(&mut self.hooks));
+            core.states = states;
             for share in shares {
                 let (handler, maker) = &handlers[share.endpoint];
                 let socket = Socket::Os(share.socket);
@@ -84,7 +88,8 @@ impl Seed {
         let account = core.borrow_mut().account();
         drop(core);
         // What the handlers' makers hold is anyone's, and may take its time to go.
-        let makers = (std::mem::take(&mut self.makers), std::mem::take(&mut self.udp));
+        let (makers, states) = (std::mem::take(&mut self.makers), std::mem::take(&mut self.states));
+        let makers = (makers, states, std::mem::take(&mut self.udp));
         guarded(move || drop(makers));
         let cpu = self.info.cpu;
         let report = CoreReport { cpu, failure, ..account };

@@ -66,6 +66,8 @@ pub(crate) struct Deadlines {
     opened: Opened,
     first_byte_seen: bool,
     half_closed: bool,
+    /// Whoever is idle stays so whatever bytes go back and forth.
+    ignores_bytes: bool,
 }
 
 /// What few connections have.
@@ -119,6 +121,7 @@ impl Deadlines {
             opened: Opened::ByRead,
             first_byte_seen: false,
             half_closed: false,
+            ignores_bytes: false,
         }
     }
 
@@ -351,6 +354,7 @@ impl Deadlines {
         let since_ms = match kind {
             DeadlineKind::FirstByte => (!self.first_byte_seen).then_some(self.accepted_ms),
             DeadlineKind::Message => self.is_in_message().then_some(self.message_ms),
+            DeadlineKind::Idle if self.ignores_bytes => waits.then_some(self.turned_ms),
             DeadlineKind::Idle => waits.then_some(turned_ms),
             DeadlineKind::Handler => (!waits).then_some(turned_ms),
             DeadlineKind::WriteStall => self.has_output().then_some(self.output_ms),

@@ -7,8 +7,10 @@
 //!   `SLIPRING_MIN_RATE_BYTES_PER_S`, its body included. That is the limit on headers that hyper
 //!   wants a timer for, without a timer per request. (Bodies of HTTP/2 requests, of which many are
 //!   on their way at once and some for hours, have `SLIPRING_HANDLER_MS` of silence at most.)
-//! * Between requests a connection is idle, and `SLIPRING_IDLE_MS` holds; while one is being
-//!   answered, `SLIPRING_HANDLER_MS`, counted from the last byte in either direction.
+//! * Between requests a connection is idle, and `SLIPRING_IDLE_MS` holds; HTTP/2's pings are no
+//!   activity. While a request is being answered, it is `SLIPRING_HANDLER_MS`, counted from the
+//!   last byte in either direction; so it is while the handler does not ask for what may still come
+//!   of a body, for which the peer is not to blame.
 //! * When the server drains, or the connection has reached its greatest age, HTTP/1 responses say
 //!   `connection: close`, and HTTP/2 peers get a GOAWAY; what has begun is answered. An idle HTTP/1
 //!   connection ends as any other that is idle.
@@ -32,8 +34,8 @@
 //! ```
 //!
 //! Services are hyper's, or tower's by way of [`tower`]; they need not be `Send`, so that the
-//! state of a core needs no lock. A request's body is this module's [`Incoming`], which is hyper's,
-//! watched to its end.
+//! state of a core needs no lock. A request's body may be read on any thread,
+//! and need not be read at all.
 //!
 //! # Examples
 //!
@@ -58,7 +60,6 @@
 //! ```
 
 mod exchange;
-mod incoming;
 mod io;
 mod runtime;
 mod version;
@@ -86,7 +87,8 @@ use crate::conn::Connection;
 use crate::error::{Error, ErrorKind, Result};
 use crate::requests::Stance;
 
-pub use self::incoming::Incoming;
+pub use hyper::body::Incoming;
+
 pub use self::io::Transport;
 pub use self::runtime::{Executor, Timer};
 
@@ -262,12 +264,15 @@ impl Http {
         }
         let conn = self.http1.serve_connection(io, service);
         let mut conn = pin!(conn.without_shutdown());
-        let parts = poll_fn(|cx| match conn.as_mut().poll(cx) {
-            Poll::Ready(served) => Poll::Ready(served.map_err(of_hyper)),
-            Poll::Pending => match exchange.stance(cx) {
+        let parts = poll_fn(|cx| {
+            if let Poll::Ready(served) = conn.as_mut().poll(cx) {
+                return Poll::Ready(served.map_err(of_hyper));
+            }
+            exchange.rests();
+            match exchange.stance(cx) {
                 Stance::Ended(error) => Poll::Ready(Err(error)),
                 Stance::Stay | Stance::Leave => Poll::Pending,
-            },
+            }
         })
         .await?;
         let (mut io, service) = (parts.io, parts.service);
@@ -307,17 +312,19 @@ impl Http {
         let mut told = false;
         poll_fn(|cx: &mut Context<'_>| {
             loop {
+                if !told && exchange.link().is_leaving() {
+                    told = true;
+                    // It waits for the peer's answer now, which is not being idle; whoever is idle
+                    // would be told of the end of the input, and could say no farewell.
+                    exchange.begin();
+                    conn.as_mut().graceful_shutdown();
+                }
                 if let Poll::Ready(served) = conn.as_mut().poll(cx) {
                     return Poll::Ready(served.map_err(of_hyper));
                 }
                 match exchange.stance(cx) {
                     Stance::Ended(error) => return Poll::Ready(Err(error)),
-                    Stance::Leave if !told => {
-                        told = true;
-                        // It waits for the peer's answer now, which is not being idle.
-                        exchange.begin();
-                        conn.as_mut().graceful_shutdown();
-                    }
+                    Stance::Leave if !told => {}
                     Stance::Leave | Stance::Stay => return Poll::Pending,
                 }
             }

@@ -168,7 +168,7 @@ impl Handle {
 }
 
 /// As [`Handle::connections`], from a task of one of the cores.
-#[cfg(any(test, feature = "admin"))]
+#[cfg_attr(not(any(test, feature = "admin")), expect(dead_code, reason = "the admin listener's"))]
 pub(crate) async fn inspect(control: &Control) -> Connections {
     use std::future::{Future, poll_fn};
     use std::pin::pin;

@@ -47,10 +47,13 @@ macro_rules! traced {
 #[cfg(feature = "admin")]
 mod admin;
 mod adopt;
+mod audience;
 mod audit;
 mod balance;
 mod bind;
+pub mod broadcast;
 mod buf;
+mod calls;
 mod caps;
 mod census;
 mod close;
@@ -63,6 +66,7 @@ mod connecting;
 mod connections;
 mod control;
 mod core;
+pub mod cores;
 mod crew;
 mod deadline;
 pub mod doctor;
@@ -85,10 +89,14 @@ mod leftover;
 mod listen;
 mod local;
 mod machine;
+mod mail;
 mod mailbox;
 mod memory;
 mod moves;
 pub mod net;
+#[cfg(feature = "blocking")]
+mod offload;
+mod outbox;
 mod pace;
 mod pause;
 mod per_ip;

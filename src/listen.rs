@@ -172,10 +172,8 @@ impl Core {
             let draining = !self.drain.accepts();
             let late = draining && self.drain.is_late(self.now_ns);
             let Listener { receives_once, last_call, .. } = self.listeners[index as usize];
-            // The next process, or the cores that stay, have what is queued.
-            let kept = self.listeners[index as usize].is_kept();
-            let shared = kept || (self.retired && receives_once);
-            if draining && shared && (late || last_call == 0) {
+            let shared = draining && self.is_shared(index);
+            if shared && (late || last_call == 0) {
                 // The queue is shared: somebody else serves the rest of it.
                 self.queue_is_empty(index);
                 break;
@@ -209,7 +207,7 @@ impl Core {
                 }
                 result => {
                     budget -= 1;
-                    listener.last_call -= u32::from(late || (draining && shared));
+                    listener.last_call -= u32::from(late || shared);
                     self.counters.queue_taken.add(u64::from(draining && result.is_ok()));
                     match result {
                         // A handler would only be dropped again.
@@ -434,10 +432,8 @@ impl Core {
     /// its queue is empty.
     pub(crate) fn stop_accept(&mut self) {
         for index in 0..self.listeners.len() {
-            // A cancelled accept may have taken the only word of a connection for all who share the
-            // queue, so even from one that is kept one is taken.
-            let leaves = self.listeners[index].is_kept() && !self.retired;
-            self.listeners[index].last_call = if leaves { 1 } else { self.settings.backlog };
+            let listener = &mut self.listeners[index];
+            listener.last_call = listener.last_call_of(self.settings.backlog, self.retired);
             match self.listeners[index].accept {
                 Accept::Armed => self.cancel_accept(index as u32),
                 Accept::Cancelling => {}

@@ -84,6 +84,23 @@ impl<M, B: Bell> Mailbox<M, B> {
         Ok(())
     }
 
+    /// Delivers several messages and rings at most once. Any thread may. False when the core is
+    /// gone: then they stay where they are.
+    pub(crate) fn post_all(&self, messages: &mut Vec<M>) -> bool {
+        {
+            let mut queue = self.queue.lock().unwrap_or_else(|poison| poison.into_inner());
+            if !queue.open {
+                return false;
+            }
+            queue.messages.append(messages);
+            self.pending.store(true, SeqCst);
+        }
+        if self.asleep.swap(false, SeqCst) {
+            self.bell.ring();
+        }
+        true
+    }
+
     /// Takes everything that has come. Costs one load when nothing has.
     pub(crate) fn take(&self, into: &mut impl Extend<M>) {
         if self.has_mail() {
@@ -158,6 +175,19 @@ mod tests {
         mailbox.wake_up();
         mailbox.take(&mut got);
         assert_eq!(got, [1, 2, 3]);
+    }
+
+    #[test]
+    fn several_messages_at_once_ring_once_or_stay_where_they_are() {
+        let mailbox = Mailbox::new(Count::default());
+        assert!(mailbox.fall_asleep());
+        let mut messages = vec![1, 2, 3];
+        assert!(mailbox.post_all(&mut messages) && messages.is_empty());
+        assert_eq!(mailbox.bell.0.load(SeqCst), 1);
+        assert_eq!(mailbox.close(), [1, 2, 3]);
+        messages.push(4);
+        assert!(!mailbox.post_all(&mut messages));
+        assert_eq!(messages, [4]);
     }
 
     #[test]
@@ -255,6 +285,25 @@ mod model {
             };
             run_core(&mailbox, &bell, 2);
             sender.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_core_wakes_for_several_messages_at_once() {
+        loom::model(|| {
+            let bell = Arc::new(Eventfd::default());
+            let mailbox = Arc::new(Mailbox::new(Arc::clone(&bell)));
+            let senders: Vec<_> = [vec![0, 1], vec![2]]
+                .into_iter()
+                .map(|mut messages| {
+                    let mailbox = Arc::clone(&mailbox);
+                    loom::thread::spawn(move || assert!(mailbox.post_all(&mut messages)))
+                })
+                .collect();
+            run_core(&mailbox, &bell, 3);
+            for sender in senders {
+                sender.join().unwrap();
+            }
         });
     }
 

@@ -4,7 +4,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::audience::Notice;
 use crate::balance::Load;
+use crate::calls::Answer;
+use crate::cores::Errand;
 use crate::executor::{LocalFuture, Remote};
 use crate::inspect::Question;
 use crate::mailbox::{Bell, Mailbox};
@@ -29,6 +32,12 @@ pub(crate) enum Message {
     Steer,
     /// A connection that another core has accepted is this one's.
     Moved(Moved),
+    /// Run this, which another core has called for at that place.
+    Run(Place, Errand),
+    /// A call of this core has come to its end.
+    Answer(Answer),
+    /// A broadcast has something for this core.
+    Heard(Arc<Notice>),
 }
 
 /// The address of a core for other threads.
@@ -91,6 +100,9 @@ impl fmt::Debug for Message {
             Message::Retire(_) => "Retire",
             Message::Steer => "Steer",
             Message::Moved(_) => "Moved",
+            Message::Run(..) => "Run",
+            Message::Answer(_) => "Answer",
+            Message::Heard(_) => "Heard",
         })
     }
 }

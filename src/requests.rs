@@ -20,23 +20,39 @@ pub(crate) enum Stance {
     Ended(Error),
 }
 
+/// How far a message has come for whose rest nobody waits at the moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SoFar {
+    /// For how long the peer was waited for.
+    ms: u64,
+    /// What had been received before it.
+    from_bytes: u64,
+}
+
 impl Link {
-    /// The peer owes the rest of a message.
-    pub(crate) fn owes_message(&self) {
-        let mut core = self.core.borrow_mut();
-        if core.table.get(self.id).is_some_and(|entry| !entry.busy) {
-            core.begin_message(self.id);
-        }
+    /// The peer owes the rest of a message, which may have come so far before.
+    pub(crate) fn owes_message(&self, so_far: Option<SoFar>) {
+        self.core.borrow_mut().owes_message(self.id, so_far);
     }
 
-    /// A message has come whole, and the handler is at work on it.
-    pub(crate) fn set_busy(&self) {
-        self.core.borrow_mut().set_busy(self.id);
+    /// The handler is at work on a message, and nobody waits for the peer. Says how far the message
+    /// has come, if it was waited for.
+    pub(crate) fn set_busy(&self) -> Option<SoFar> {
+        self.core.borrow_mut().set_busy(self.id)
     }
 
     /// No request is left. Who is to leave hears of that where it waits for input.
     pub(crate) fn set_free(&self) {
         self.core.borrow_mut().set_free(self.id);
+    }
+
+    /// The protocol has pings of its own: bytes alone do not keep the connection from being idle.
+    pub(crate) fn asks_by_itself(&self) {
+        let mut core = self.core.borrow_mut();
+        if let Some(entry) = core.table.get_mut(self.id) {
+            entry.deadlines.ignores_bytes_when_idle();
+            core.arm_deadline(self.id);
+        }
     }
 
     /// Whether no more requests are to follow.
@@ -64,12 +80,25 @@ impl Link {
 }
 
 impl Core {
-    pub(crate) fn set_busy(&mut self, id: Id) {
-        if let Some(entry) = self.table.get_mut(id) {
-            entry.busy = true;
-            entry.deadlines.end_message(Opened::ByLayer);
-            entry.deadlines.told(self.now_ms);
-        }
+    fn owes_message(&mut self, id: Id, so_far: Option<SoFar>) {
+        let stamp_ms = self.stamp_ms();
+        let Some(entry) = self.table.get_mut(id) else { return };
+        entry.busy = false;
+        entry.deadlines.told(self.now_ms);
+        let taken = entry.bytes_in - entry.input_bytes as u64;
+        let SoFar { ms, from_bytes } = so_far.unwrap_or(SoFar { ms: 0, from_bytes: taken });
+        let since_ms = stamp_ms.saturating_sub(ms);
+        entry.deadlines.begin_message(since_ms, Opened::ByLayer, from_bytes);
+        self.arm_deadline(id);
+    }
+
+    fn set_busy(&mut self, id: Id) -> Option<SoFar> {
+        let entry = self.table.get_mut(id)?;
+        entry.busy = true;
+        let so_far = entry.deadlines.message(self.now_ms);
+        entry.deadlines.end_message(Opened::ByLayer);
+        entry.deadlines.told(self.now_ms);
+        so_far.map(|(ms, from_bytes)| SoFar { ms, from_bytes })
     }
 
     fn set_free(&mut self, id: Id) {

@@ -5,6 +5,7 @@ use std::task::{Context, Poll};
 
 use crate::buf::SendBuf;
 use crate::core::Core;
+use crate::deadline::Limits;
 use crate::driver::{Driver, Errno, Op};
 use crate::entry::Entry;
 use crate::error::{Error, ErrorKind, Result};
@@ -67,14 +68,20 @@ impl Core {
         Poll::Ready(Ok(count))
     }
 
-    /// Queues the last bytes of a layer that goes, whether or not there is room for them. A
-    /// connection that has ended, or whose side has, sends nothing more.
+    /// Copies all of it whether or not there is room, for a layer that has asked for room before
+    /// it made these bytes of what it was given.
     #[cfg(feature = "rustls")]
-    pub(crate) fn write_last(&mut self, id: Id, bytes: &[u8]) {
-        let sends = |entry: &Entry| entry.ended.is_none() && !entry.finishing;
-        if self.table.get(id).is_some_and(sends) && !bytes.is_empty() {
+    pub(crate) fn write_all(&mut self, id: Id, bytes: &[u8]) -> Result<()> {
+        let Some(entry) = self.table.get(id) else {
+            return Err(CloseReason::PeerReset.to_error("send", None));
+        };
+        if let Some(error) = entry.refuses_output(&self.limits) {
+            return Err(error);
+        }
+        if !bytes.is_empty() {
             self.output(id, bytes.len()).write(bytes);
         }
+        Ok(())
     }
 
     /// Waits until the kernel has taken all output.
@@ -94,17 +101,12 @@ impl Core {
     }
 
     /// How many bytes may be queued now, which is at least one.
-    fn poll_room(&mut self, id: Id, cx: &mut Context<'_>) -> Poll<Result<usize>> {
+    pub(crate) fn poll_room(&mut self, id: Id, cx: &mut Context<'_>) -> Poll<Result<usize>> {
         let Some(entry) = self.table.get_mut(id) else {
             return Poll::Ready(Err(CloseReason::PeerReset.to_error("send", None)));
         };
-        if let Some(reason) = entry.ended {
-            let limits = Some((&entry.deadlines, &self.limits));
-            return Poll::Ready(Err(reason.to_error("send", limits)));
-        }
-        if entry.finishing {
-            let error = Error::new(ErrorKind::Misuse, "send");
-            return Poll::Ready(Err(error.because("this side was shut down before")));
+        if let Some(error) = entry.refuses_output(&self.limits) {
+            return Poll::Ready(Err(error));
         }
         let queued = entry.queued_bytes();
         let full = entry.output.as_ref().is_some_and(|gather| gather.is_full());
@@ -229,6 +231,15 @@ impl Core {
 }
 
 impl Entry {
+    /// Why no more may be sent, if that is so.
+    fn refuses_output(&self, limits: &Limits) -> Option<Error> {
+        if let Some(reason) = self.ended {
+            return Some(reason.to_error("send", Some((&self.deadlines, limits))));
+        }
+        let misuse = || Error::new(ErrorKind::Misuse, "send");
+        self.finishing.then(|| misuse().because("this side was shut down before"))
+    }
+
     fn send_queued(&mut self, id: Id, driver: &mut Driver, most: usize) {
         if self.sending_bytes > 0 || self.ended.is_some() {
             return;

@@ -21,6 +21,7 @@ use crate::caps::Places;
 use crate::config::{Balance, Config, Settings};
 use crate::conn::{self, Connection};
 use crate::control::{Belongings, Control, Seat};
+use crate::cores::StateMaker;
 use crate::crew::{Crew, Seed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::handle::Handle;
@@ -73,6 +74,7 @@ pub struct Server {
     before_bind: Option<Arc<Hook>>,
     signals: bool,
     pub(crate) hooks: Vec<DrainHook>,
+    pub(crate) states: Vec<StateMaker>,
     pub(crate) on_stall: Option<Arc<StallHook>>,
     pub(crate) udp: Vec<UdpEndpoint>,
     /// What its threads are called, if it is a part of another server.
@@ -126,6 +128,7 @@ impl Server {
             before_bind: None,
             signals: false,
             hooks: Vec::new(),
+            states: Vec::new(),
             on_stall: None,
             udp: Vec::new(),
             part: None,
@@ -293,19 +296,17 @@ impl Server {
         let mut crew = Crew::default();
         for (index, bell) in bells.into_iter().enumerate() {
             let info = CoreInfo { index, cpu: cpus[index], cores };
-            let (control, makers) = (Arc::clone(&control), makers.clone());
-            let places = Arc::clone(&places);
-            let hooks = self.hooks.clone();
             crew.hire(Seed {
                 info,
                 settings,
                 pin,
                 bell,
-                control,
-                places,
-                makers,
+                control: Arc::clone(&control),
+                places: Arc::clone(&places),
+                makers: makers.clone(),
                 drain_within,
-                hooks,
+                hooks: self.hooks.clone(),
+                states: self.states.clone(),
                 part: self.part,
                 udp: self.udp.clone(),
             })?;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::core::{Core, CoreCell, NS_PER_MS};
 use crate::driver::{Shut, Socket, Wait};
 use crate::executor::{drop_guarded, guarded, panic_text};
+use crate::mail::drop_messages;
 use crate::post::Message;
 use crate::report::CloseReason;
 use crate::table::Id;
@@ -43,6 +44,8 @@ impl CoreCell {
         // Handlers are anyone's code, and may own connections of the core.
         let handlers = self.borrow_mut().take_handlers();
         guarded(move || drop(handlers));
+        let states = std::mem::take(&mut self.borrow_mut().states);
+        guarded(move || drop(states));
     }
 
     /// Time is up for all: each connection is told, and those that end leave at once.
@@ -74,7 +77,7 @@ impl CoreCell {
     }
 
     fn close_books(self: &Rc<CoreCell>) {
-        let late_mail = {
+        let (late_mail, inspections) = {
             let mut core = self.borrow_mut();
             let leaked = core.counters.leaked_operations.get() > 0;
             core.drop_attempts(leaked);
@@ -99,9 +102,11 @@ impl CoreCell {
             let spawns = |message: &&Message| matches!(message, Message::Spawn(..));
             let refused = unread.iter().chain(&unheard).filter(spawns).count();
             core.counters.tasks_refused.add(refused as u64);
-            (unread, unheard, std::mem::take(&mut core.inspections))
+            (unread.into_iter().chain(unheard), std::mem::take(&mut core.inspections))
         };
-        guarded(move || drop(late_mail));
+        drop_messages(late_mail);
+        guarded(move || drop(inspections));
+        self.post_mail();
         self.bury();
     }
 }

@@ -219,6 +219,19 @@ counters! {
     memory_pauses sum "memory_pauses_total",
     /// Messages from other threads, wake-ups included.
     messages sum "messages_total",
+    /// Calls that this core has sent to others, to itself, or to the pool for blocking work.
+    calls sum "calls_total",
+    /// Those of them that were answered.
+    calls_answered sum "calls_answered_total",
+    /// Those of them that failed: the core had ended, or what it was to run panicked or
+    /// was dropped.
+    calls_failed sum "calls_failed_total",
+    /// Those of them whose caller did not wait for the answer.
+    calls_dropped sum "calls_dropped_total",
+    /// Calls that this core has run for others, or for itself.
+    calls_run sum "calls_run_total",
+    /// Values of broadcasts that receivers on this core have missed, as they were too slow.
+    broadcast_missed sum "broadcast_values_missed_total",
     /// Tasks that panicked.
     panics sum "panics_total",
     /// Tasks that other threads had spawned and that were not begun: the core had

@@ -89,8 +89,10 @@ impl<T> Table<T> {
         })
     }
 
-    pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        self.slab.iter_mut().map(|(_, tenant)| &mut tenant.value)
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (Id, &mut T)> {
+        self.slab.iter_mut().map(|(index, Tenant { generation, value })| {
+            (Id { index: index as u32, generation: *generation }, value)
+        })
     }
 
     /// How many slots there are or have been, for a walk over them.
@@ -113,6 +115,12 @@ impl<T> Table<T> {
 
     pub(crate) fn ids(&self) -> impl Iterator<Item = Id> {
         self.iter().map(|(id, _)| id)
+    }
+}
+
+impl<T> Default for Table<T> {
+    fn default() -> Table<T> {
+        Table::new()
     }
 }
 

@@ -16,6 +16,9 @@ use crate::local;
 use crate::sys::place::Place;
 use crate::table::Id;
 
+#[cfg(feature = "blocking")]
+pub use crate::offload::blocking;
+
 /// Runs a future on the core of the calling task, next to it.
 ///
 /// The task is counted, and it ends at the latest when the drain's deadline comes. A drain waits

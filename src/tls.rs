@@ -23,9 +23,9 @@
 //! tickets, and the crypto provider, of which this crate enables none. Types of rustls in this
 //! interface are those of tokio-rustls 0.26, which is rustls 0.23; they change when it does. The
 //! cryptography runs on the connection's core: a full handshake takes it about a millisecond with
-//! an RSA key, and a fraction of that with an ECDSA key or a session ticket. rustls keeps at most
-//! 64 KiB of output of a stream besides what the connection queues, and one record of input; that
-//! is not in `SLIPRING_MEMORY_BYTES_MAX`.
+//! an RSA key, and a fraction of that with an ECDSA key or a session ticket. Output is queued by
+//! the connection and counted there; rustls keeps its state and at most a record of input, which
+//! `SLIPRING_MEMORY_BYTES_MAX` does not count.
 //!
 //! [`Server::heartbeat`](crate::Server::heartbeat) writes plain bytes and is not for TLS.
 //!

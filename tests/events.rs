@@ -424,6 +424,27 @@ fn an_accept_that_fails_is_told_once_with_its_error_until_it_works_again() {
     settle(running, 16);
 }
 
+/// It is a server inside of the server, and no other.
+#[cfg(feature = "admin")]
+#[test]
+fn an_admin_listener_tells_nothing_of_itself() {
+    let _turn = turn();
+    let server = Server::new(one_core()).listen("127.0.0.1:0", echo).admin("127.0.0.1:0");
+    let (running, addr) = start(server);
+    let Some(slipring::ListenAddr::Tcp(admin)) = running.admin_addr() else { panic!("it is TCP") };
+    // More than it has places for.
+    let crowd: Vec<_> = (0..40).map(|_| connect(admin)).collect();
+    let ready = common::web::get(admin, "/readyz").expect("an answer");
+    assert_eq!(ready.status, 200);
+    drop((crowd, connect(addr)));
+    end(running);
+    let messages: Vec<String> = all().into_iter().map(|it| it.message).collect();
+    let count = |message: &str| messages.iter().filter(|it| *it == message).count();
+    let counts = ["server started", "drain begins", "drain phase", "server ended"].map(count);
+    assert_eq!(counts, [1, 1, 4, 1], "{messages:?}");
+    assert_eq!((count("overload begins"), count("eviction begins")), (0, 0), "{messages:?}");
+}
+
 #[test]
 fn what_a_subscriber_panics_with_is_its_own() {
     let _turn = turn();

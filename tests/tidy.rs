@@ -379,6 +379,7 @@ const MAY_SLEEP: &[(&str, &str)] = &[
     ("tests/data.rs", "some of its peers are slow, and for a while nothing may happen"),
     ("tests/deadlines.rs", "its peers are slow"),
     ("tests/drain.rs", "some of its handlers block their core, and a drain must not end yet"),
+    ("tests/http_deadlines.rs", "its peers are slow"),
     ("tests/idle.rs", "for a while nothing may happen"),
     ("tests/processes.rs", "a port is looked at again and again, and peers wait to be asked"),
     ("tests/inspect.rs", "connections leak at a rate"),

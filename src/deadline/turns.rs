@@ -6,6 +6,9 @@ impl Deadlines {
     /// The handler begins to wait for input. True when it goes on with what it had given up, which
     /// brings its deadline nearer.
     pub(crate) fn waits(&mut self, now_ms: u64) -> bool {
+        if self.ignores_bytes {
+            return false;
+        }
         if self.is_in_message() {
             let busy_ms = now_ms.saturating_sub(self.progress_ms.max(self.turned_ms));
             let busy_ms = busy_ms.try_into().unwrap_or(u16::MAX);
@@ -31,6 +34,20 @@ impl Deadlines {
     /// The handler is told of something else than input.
     pub(crate) fn told(&mut self, now_ms: u64) {
         self.turned_ms = now_ms;
+    }
+
+    /// From now on bytes that come or go while it is idle are no activity.
+    #[cfg(feature = "hyper")]
+    pub(crate) fn ignores_bytes_when_idle(&mut self) {
+        self.ignores_bytes = true;
+    }
+
+    /// For how long the message that is being received has been, and how much had been received
+    /// before it.
+    #[cfg(feature = "hyper")]
+    pub(crate) fn message(&self, now_ms: u64) -> Option<(u64, u64)> {
+        let since_ms = self.is_in_message().then_some(self.message_ms)?;
+        Some((now_ms.saturating_sub(since_ms), self.message_bytes))
     }
 
     /// The peer has ended its side.

@@ -9,22 +9,47 @@ use std::task::{Context, Poll, ready};
 use http::header::{CONNECTION, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
 use hyper::service::Service;
 use pin_project_lite::pin_project;
 
-use super::incoming::{Incoming, Watching};
 use crate::conn::Link;
-use crate::requests::Stance;
+use crate::requests::{SoFar, Stance};
 
 /// What is known of a connection's requests, for its core.
+///
+/// hyper does not tell when a message begins and when it has come whole. But it asks for the rest
+/// of an HTTP/1 message as long as there is one, and room for it: the first piece of a body, and
+/// then what the handler wants. So what it does not ask for, the peer does not owe.
 pub(super) struct Exchange {
     link: Link,
     /// Requests that have not been answered to the end.
     open: Cell<usize>,
-    /// Bytes of a message have come, and it is not whole.
+    /// Bytes of a message have come, and it is not known to be whole.
     unfinished: Cell<bool>,
+    turn: Cell<Turn>,
+    /// hyper waits for input, as far as it was polled.
+    asked: Cell<bool>,
+    /// A response is there: it does not wait for what may still be on its way of the request.
+    answered: Cell<bool>,
+    /// The request at hand has a body.
+    has_body: Cell<bool>,
+    /// A request was answered, and the end of its body may be what comes next.
+    left_over: Cell<bool>,
+    /// How far the message had come when nobody waited for its rest any more.
+    so_far: Cell<Option<SoFar>>,
     http2: Cell<bool>,
     switched: Cell<bool>,
+}
+
+/// Whose turn it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    /// There is no message.
+    Nobodys,
+    /// The peer owes the rest of a message.
+    Peers,
+    Handlers,
 }
 
 impl Exchange {
@@ -33,6 +58,12 @@ impl Exchange {
             link,
             open: Cell::new(0),
             unfinished: Cell::new(false),
+            turn: Cell::new(Turn::Nobodys),
+            asked: Cell::new(false),
+            answered: Cell::new(false),
+            has_body: Cell::new(false),
+            left_over: Cell::new(false),
+            so_far: Cell::new(None),
             http2: Cell::new(false),
             switched: Cell::new(false),
         }
@@ -49,6 +80,7 @@ impl Exchange {
     /// The preface has come, and from now on messages are its affair.
     pub(super) fn speaks_http2(&self) {
         self.http2.set(true);
+        self.link.asks_by_itself();
         self.ends();
     }
 
@@ -56,19 +88,34 @@ impl Exchange {
         self.switched.get()
     }
 
-    /// Some bytes of a message have come.
-    pub(super) fn received(&self) {
-        self.unfinished.set(!self.http2.get());
+    /// Input is about to be asked for: the rest of a message, if one has begun. The core has to
+    /// know before, as it tells who is between messages that the server drains.
+    pub(super) fn asks(&self) {
+        let owes = self.unfinished.get() && !self.answered.get();
+        if owes && self.turn.replace(Turn::Peers) != Turn::Peers {
+            self.link.owes_message(self.so_far.take());
+        }
     }
 
     pub(super) fn is_amid_message(&self) -> bool {
         self.unfinished.get()
     }
 
-    /// hyper waits for more input: of a message that has begun, if one has.
-    pub(super) fn awaits(&self) {
-        if self.unfinished.get() {
-            self.link.owes_message();
+    /// Some has come, or is waited for.
+    pub(super) fn has_asked(&self, comes: bool) {
+        self.asked.set(!comes);
+        let left_over = self.left_over.take();
+        if comes && !left_over && !self.http2.get() {
+            self.unfinished.set(true);
+        }
+    }
+
+    /// hyper has done what there is to do. The message for whose rest it does not ask is whole, or
+    /// its handler does not want more of it now.
+    pub(super) fn rests(&self) {
+        let asked = self.asked.take();
+        if !asked && self.open.get() > 0 && self.turn.replace(Turn::Handlers) != Turn::Handlers {
+            self.so_far.set(self.link.set_busy());
         }
     }
 
@@ -78,21 +125,30 @@ impl Exchange {
         self.whole();
     }
 
-    /// Its head has come, and the body is still to.
+    /// Its head has come, and the body is still to, as far as is known.
     fn begin_with_body(&self) {
         self.open.set(self.open.get() + 1);
+        self.unfinished.set(true);
+        self.has_body.set(true);
     }
 
-    /// A message has come whole.
+    /// A message has come whole, or so much of it as anybody waits for.
     fn whole(&self) {
         self.unfinished.set(false);
-        self.link.set_busy();
+        self.so_far.set(None);
+        if self.turn.replace(Turn::Handlers) != Turn::Handlers {
+            self.link.set_busy();
+        }
     }
 
     /// Nothing is at work any more.
     pub(super) fn ends(&self) {
         self.open.set(0);
         self.unfinished.set(false);
+        self.so_far.set(None);
+        self.answered.set(false);
+        self.left_over.set(self.has_body.take());
+        self.turn.set(Turn::Nobodys);
         self.link.set_free();
     }
 
@@ -117,7 +173,7 @@ impl<S> Watched<S> {
     }
 }
 
-impl<S, B> Service<Request<hyper::body::Incoming>> for Watched<S>
+impl<S, B> Service<Request<Incoming>> for Watched<S>
 where
     S: Service<Request<Incoming>, Response = Response<B>>,
     B: Body,
@@ -126,33 +182,26 @@ where
     type Error = S::Error;
     type Future = Answering<S::Future>;
 
-    fn call(&self, request: Request<hyper::body::Incoming>) -> Answering<S::Future> {
-        let connects = request.method() == Method::CONNECT;
-        let mut turn = Turn { exchange: Rc::clone(&self.exchange), body: None };
-        let request = if self.exchange.http2.get() || request.body().is_end_stream() {
+    fn call(&self, request: Request<Incoming>) -> Answering<S::Future> {
+        let (connects, heads) =
+            (request.method() == Method::CONNECT, request.method() == Method::HEAD);
+        if self.exchange.http2.get() || request.body().is_end_stream() {
             self.exchange.begin();
-            request.map(Incoming::new)
         } else {
             self.exchange.begin_with_body();
-            request.map(|body| {
-                let (body, watching) = Incoming::watched(body, self.exchange.link());
-                turn.body = Some(watching);
-                body
-            })
-        };
-        Answering { future: self.service.call(request), turn: Some(turn), connects }
+        }
+        let at_work = AtWork(Rc::clone(&self.exchange));
+        let future = self.service.call(request);
+        Answering { future, at_work: Some(at_work), connects, heads }
     }
 }
 
 /// A request that is at work until this is dropped.
-struct Turn {
-    exchange: Rc<Exchange>,
-    body: Option<Watching>,
-}
+struct AtWork(Rc<Exchange>);
 
-impl Drop for Turn {
+impl Drop for AtWork {
     fn drop(&mut self) {
-        self.exchange.end();
+        self.0.end();
     }
 }
 
@@ -161,8 +210,9 @@ pin_project! {
     pub(super) struct Answering<F> {
         #[pin]
         future: F,
-        turn: Option<Turn>,
+        at_work: Option<AtWork>,
         connects: bool,
+        heads: bool,
     }
 }
 
@@ -175,13 +225,11 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let mut response = ready!(this.future.poll(cx))?;
-        if let Some(Turn { exchange, body }) = this.turn.as_mut()
+        if let Some(AtWork(exchange)) = this.at_work.as_ref()
             && !exchange.http2.get()
         {
-            // A body that is still on its way is not what the response waits for.
-            if body.take().is_some() {
-                exchange.whole();
-            }
+            exchange.answered.set(true);
+            exchange.whole();
             let status = response.status();
             if status == StatusCode::SWITCHING_PROTOCOLS || (*this.connects && status.is_success())
             {
@@ -191,8 +239,12 @@ where
                 response.headers_mut().insert(CONNECTION, close);
             }
         }
-        let turn = this.turn.take();
-        Poll::Ready(Ok(response.map(|body| Outgoing { body, turn })))
+        let at_work = this.at_work.take();
+        // What hyper sees to in HTTP/1, it leaves to the service in HTTP/2.
+        let http2 = at_work.as_ref().is_some_and(|at_work| at_work.0.http2.get());
+        let bodiless = [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED];
+        let mute = http2 && (*this.heads || bodiless.contains(&response.status()));
+        Poll::Ready(Ok(response.map(|body| Outgoing { body, mute, at_work })))
     }
 }
 
@@ -201,7 +253,9 @@ pin_project! {
     pub(super) struct Outgoing<B> {
         #[pin]
         body: B,
-        turn: Option<Turn>,
+        // The answer is one without a body, whatever the service has made.
+        mute: bool,
+        at_work: Option<AtWork>,
     }
 }
 
@@ -213,11 +267,12 @@ impl<B: Body> Body for Outgoing<B> {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        self.project().body.poll_frame(cx)
+        let this = self.project();
+        if *this.mute { Poll::Ready(None) } else { this.body.poll_frame(cx) }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.mute || self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

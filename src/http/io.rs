@@ -68,20 +68,20 @@ impl<T: Transport> HttpIo<T> {
         cx: &mut Context<'_>,
         buf: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
+        self.exchange.asks();
+        let amid_message = self.exchange.is_amid_message();
         let polled = Pin::new(&mut self.transport).poll_read(cx, buf);
+        self.exchange.has_asked(polled.is_ready());
         match polled {
             // TLS clients may leave without a word where nothing can be missing (RFC 9112,
             // section 9.8).
             Poll::Ready(Err(error))
-                if error.kind() == io::ErrorKind::UnexpectedEof
-                    && !self.exchange.is_amid_message() =>
+                if error.kind() == io::ErrorKind::UnexpectedEof && !amid_message =>
             {
-                return Poll::Ready(Ok(()));
+                Poll::Ready(Ok(()))
             }
-            Poll::Ready(_) => self.exchange.received(),
-            Poll::Pending => self.exchange.awaits(),
+            polled => polled,
         }
-        polled
     }
 }
 

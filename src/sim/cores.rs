@@ -1,14 +1,20 @@
-//! Cores of one server that echo side by side: none of them works more for there being others.
+//! Cores of one server: side by side none of them works more for there being others, and what they
+//! ask each other travels in bulk.
 
 use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use super::peer::{Manner, Peer};
-use super::rig::Rig;
+use super::rig::{Rig, place};
 use super::tests::for_seeds;
 use super::{Rng, World};
 use crate::config::{Balance, Config};
 use crate::conn::Connection;
+use crate::cores;
 use crate::error::Result;
+use crate::executor::LocalFuture;
+use crate::post::Message;
 use crate::stats::CoreStats;
 
 async fn echo(mut conn: Connection) -> Result<()> {
@@ -77,6 +83,43 @@ fn the_calls_for_an_echo_are_as_many_on_eight_cores_that_move_connections_as_on_
     );
 }
 
+/// What a core asks another in a turn leaves at the end of it in one piece, and so do the answers:
+/// whoever sleeps is woken once.
+#[test]
+fn calls_of_a_turn_leave_together_and_so_do_their_answers() {
+    let worlds = (0..2).map(|_| World::new(0, 64, 256, Vec::new())).collect();
+    let rigs = Rig::several(worlds, Config::default().stall_ms(0).check_ms(0), echo);
+    rigs.iter().for_each(|rig| rig.run(0));
+    let control = Arc::clone(&rigs[0].control);
+    let has_mail = |core: usize| control.seats()[core].post.mailbox.has_mail();
+    let answered = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&answered);
+    let make = move || -> LocalFuture {
+        Box::pin(async move {
+            let calls: Vec<_> = (0..CALLS).map(|number| cores::call(1, move || number)).collect();
+            for call in calls {
+                count.fetch_add(call.await.expect("an answer"), SeqCst);
+            }
+        })
+    };
+    let sent = control.seats()[0].post.post(Message::Spawn(place(), Box::new(make)));
+    sent.expect("the core is up");
+    rigs[0].turn();
+    assert_eq!((rigs[0].stats().calls, has_mail(1)), (CALLS, false), "not before the turn's end");
+    rigs[0].turn();
+    assert!(has_mail(1));
+    rigs[1].turn();
+    assert_eq!((rigs[1].stats().calls_run, has_mail(0)), (CALLS, false), "nor do the answers");
+    rigs[1].turn();
+    assert!(has_mail(0));
+    rigs[0].turn();
+    assert_eq!(rigs[0].stats().calls_answered, CALLS);
+    assert_eq!(answered.load(SeqCst), (0..CALLS).sum::<u64>());
+    assert!(!has_mail(1));
+}
+
+/// In one turn; a core hears no more messages than 256.
+const CALLS: u64 = 200;
 /// On each core.
 const CONNECTIONS: usize = 32;
 const BYTES: u64 = 20_000;

@@ -31,11 +31,28 @@ pub(crate) fn pin(cpu: u16) -> io::Result<()> {
     set(&only(cpu))
 }
 
+/// Lets the calling thread run wherever the process's main thread may, whatever it has inherited.
+///
+/// # Errors
+///
+/// As [`allowed`].
+#[cfg(feature = "blocking")]
+pub(crate) fn as_main_thread() -> io::Result<()> {
+    let mut mask = vec![0; CPUS_MAX / WORD_BITS];
+    get_of(std::process::id(), &mut mask)?;
+    set(&mask)
+}
+
 fn get(mask: &mut [libc::c_ulong]) -> io::Result<()> {
+    get_of(0, mask)
+}
+
+/// The mask of a thread; that of the process's number is the main thread, 0 the calling one.
+fn get_of(thread: u32, mask: &mut [libc::c_ulong]) -> io::Result<()> {
     let bytes = size_of_val(mask);
     // SAFETY: the pointer and the length are those of one live slice of integers, which the
     // kernel fills before the call returns; any bit pattern is a valid integer.
-    let result = unsafe { libc::sched_getaffinity(0, bytes, mask.as_mut_ptr().cast()) };
+    let result = unsafe { libc::sched_getaffinity(thread as _, bytes, mask.as_mut_ptr().cast()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 

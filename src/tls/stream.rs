@@ -8,16 +8,16 @@ use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::rustls;
 
 use super::explain;
-use super::wire::{Last, Wire};
+use super::wire::Wire;
 use crate::conn::Connection;
 use crate::error::{Error, ErrorKind};
 
 /// A connection behind TLS, after its handshake: tokio's I/O traits, and hyper's with the feature
 /// `hyper`.
 ///
-/// What was written leaves as soon as the connection's output has room, or with the next `flush` or
-/// `shutdown`, or at the drop; what was accepted is delivered whole. Reads are safe to cancel, as
-/// nothing is taken before it is handed over. See the [module](super) for how a stream ends.
+/// As on a plain connection, what was accepted is delivered whole, whether or not somebody flushes.
+/// Reads are safe to cancel, as nothing is taken before it is handed over. See the [module](super)
+/// for how a stream ends.
 ///
 /// # Examples
 ///
@@ -149,15 +149,18 @@ impl AsyncBufRead for TlsStream {
     }
 }
 
-/// Encrypts, and copies to the connection's output. `flush` hands over what has had no room; like
-/// that of a plain connection it does not wait for the kernel. `shutdown` says `close_notify` and
-/// ends our side, while the peer may go on to send.
+/// Encrypts, and copies to the connection's output as soon as that has room, of which it may take
+/// a record's worth more. What was accepted is delivered also when nobody flushes, and `flush`
+/// returns at once. `shutdown` says `close_notify` and ends our side, while the peer may go on to
+/// send.
 impl AsyncWrite for TlsStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        let room = ready!(self.inner.get_ref().0.poll_room(cx))?;
+        let bytes = &bytes[..bytes.len().min(room)];
         Pin::new(&mut self.inner).poll_write(cx, bytes)
     }
 
@@ -178,7 +181,18 @@ impl AsyncWrite for TlsStream {
         cx: &mut Context<'_>,
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, pieces)
+        let room = ready!(self.inner.get_ref().0.poll_room(cx))?;
+        let mut left = room;
+        let fits = |piece: &&io::IoSlice<'_>| {
+            let fits = piece.len() <= left;
+            left = left.saturating_sub(piece.len());
+            fits
+        };
+        let whole = pieces.iter().take_while(fits).count();
+        match (whole, pieces.first()) {
+            (0, Some(first)) => Pin::new(&mut self.inner).poll_write(cx, &first[..room]),
+            _ => Pin::new(&mut self.inner).poll_write_vectored(cx, &pieces[..whole]),
+        }
     }
 }
 
@@ -245,7 +259,7 @@ impl Drop for TlsStream {
         if !std::thread::panicking() {
             session.send_close_notify();
         }
-        let mut last = Last(wire.link());
-        while session.wants_write() && session.write_tls(&mut last).is_ok_and(|count| count > 0) {}
+        let mut wire = &*wire;
+        while session.wants_write() && session.write_tls(&mut wire).is_ok_and(|count| count > 0) {}
     }
 }

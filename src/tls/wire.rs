@@ -46,6 +46,20 @@ impl Wire {
         self.is(|entry| entry.had_its_last && entry.ended.is_none())
     }
 
+    /// How much of the stream's output may be written now; at least a record's worth, as that is
+    /// what rustls makes of it.
+    pub(super) fn poll_room(&self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let Link { core, id } = self.link();
+        let room = ready!(core.borrow_mut().poll_room(*id, cx))?;
+        Poll::Ready(Ok(room.max(RECORD_BYTES_MAX)))
+    }
+
+    fn write_whole(&self, bytes: &[u8]) -> io::Result<usize> {
+        let Link { core, id } = self.link();
+        core.borrow_mut().write_all(*id, bytes)?;
+        Ok(bytes.len())
+    }
+
     fn is(&self, what: impl Fn(&Entry) -> bool) -> bool {
         let Link { core, id } = self.link();
         core.borrow_mut().table.get(*id).is_some_and(what)
@@ -71,13 +85,15 @@ impl AsyncRead for Wire {
     }
 }
 
+/// Takes all at once, so that rustls keeps no output for itself: the stream has asked for room
+/// before, and what rustls says on its own account is little.
 impl AsyncWrite for Wire {
     fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
+        self: Pin<&mut Self>,
+        _cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.conn).poll_write(cx, bytes)
+        Poll::Ready(self.write_whole(bytes))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -87,31 +103,18 @@ impl AsyncWrite for Wire {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.conn).poll_shutdown(cx)
     }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        pieces: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.conn).poll_write_vectored(cx, pieces)
-    }
 }
 
-/// Takes the last bytes of a stream that goes, all of them.
-pub(super) struct Last<'a>(pub(super) &'a Link);
-
-impl io::Write for Last<'_> {
+/// The same, for a stream that goes and can't wait for anything.
+impl io::Write for &Wire {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let Link { core, id } = self.0;
-        core.borrow_mut().write_last(*id, bytes);
-        Ok(bytes.len())
+        self.write_whole(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
+
+/// What a record carries at most (RFC 8446, section 5.1).
+const RECORD_BYTES_MAX: usize = 1 << 14;

@@ -8,6 +8,7 @@ pub mod client;
 pub mod example;
 pub mod exposition;
 pub mod filter;
+pub mod http;
 pub mod late;
 pub mod load;
 pub mod peer;
