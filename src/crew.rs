@@ -88,8 +88,8 @@ impl Seed {
         let account = core.borrow_mut().account();
         drop(core);
         // What the handlers' makers hold is anyone's, and may take its time to go.
-        let (makers, states) = (std::mem::take(&mut self.makers), std::mem::take(&mut self.states));
-        let makers = (makers, states, std::mem::take(&mut self.udp));
+        let states = std::mem::take(&mut self.states);
+        let makers = (std::mem::take(&mut self.makers), std::mem::take(&mut self.udp), states);
         guarded(move || drop(makers));
         let cpu = self.info.cpu;
         let report = CoreReport { cpu, failure, ..account };

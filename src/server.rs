@@ -217,10 +217,10 @@ impl Server {
         self
     }
 
-    /// Calls `hook` with each listening and UDP socket before it is bound, to set any socket
-    /// option; what is set there is inherited by the accepted connections (except where socket(7)
-    /// and tcp(7) say otherwise). `SO_REUSEADDR`, `SO_REUSEPORT` and what the configuration names
-    /// are set before.
+    /// Calls `hook` with each listening and UDP socket before it is bound, to set any option; what
+    /// is set there is inherited by the accepted connections (except where socket(7) and tcp(7)
+    /// say otherwise). `SO_REUSEADDR`, `SO_REUSEPORT` and what the configuration names are set
+    /// before.
     pub fn before_bind<B>(mut self, hook: B) -> Server
     where
         B: Fn(BorrowedFd<'_>) -> io::Result<()> + Send + Sync + 'static,
