@@ -95,10 +95,6 @@ impl<T> Table<T> {
         })
     }
 
-    pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        self.slab.iter_mut().map(|(_, tenant)| &mut tenant.value)
-    }
-
     /// How many slots there are or have been, for a walk over them.
     pub(crate) fn slots(&self) -> usize {
         self.generations.len()

@@ -35,6 +35,11 @@ const NAMES: &[(&str, &str)] = &[
     ("slipring_connections_moved_in_total", "counter"),
     ("slipring_connections_moved_out_total", "counter"),
     ("slipring_connections_peak", "gauge"),
+    ("slipring_datagrams_lost_total", "counter"),
+    ("slipring_datagrams_received_total", "counter"),
+    ("slipring_datagrams_sent_total", "counter"),
+    ("slipring_datagrams_truncated_total", "counter"),
+    ("slipring_datagrams_unsent_total", "counter"),
     ("slipring_drain_phase", "gauge"),
     ("slipring_enters_total", "counter"),
     ("slipring_idle_races_total", "counter"),
@@ -73,6 +78,8 @@ const NAMES: &[(&str, &str)] = &[
     ("slipring_timers", "gauge"),
     ("slipring_turn_longest_seconds", "gauge"),
     ("slipring_turns_total", "counter"),
+    ("slipring_udp_handler_failures_total", "counter"),
+    ("slipring_udp_sockets", "gauge"),
     ("slipring_unknown_completions_total", "counter"),
 ];
 

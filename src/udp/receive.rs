@@ -213,7 +213,7 @@ impl Core {
 
     /// A drain has begun: who goes by it looks again.
     pub(crate) fn tell_datagram_readers(&mut self) {
-        self.udp.table.values_mut().for_each(|port| port.readers.wake(&mut self.tasks));
+        self.udp.table.iter_mut().for_each(|(_, port)| port.readers.wake(&mut self.tasks));
     }
 }
 

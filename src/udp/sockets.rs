@@ -141,11 +141,11 @@ impl Waiters {
 
     /// Drops all of them, when nobody has the core borrowed.
     pub(super) fn discard(&mut self, tasks: &mut Tasks) {
-        self.0.values_mut().for_each(|wake| tasks.discard(Some(std::mem::take(wake))));
+        self.0.iter_mut().for_each(|(_, wake)| tasks.discard(Some(std::mem::take(wake))));
     }
 
     pub(super) fn wake(&mut self, tasks: &mut Tasks) {
-        self.0.values_mut().for_each(|wake| tasks.wake(wake));
+        self.0.iter_mut().for_each(|(_, wake)| tasks.wake(wake));
     }
 }
 
