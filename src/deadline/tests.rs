@@ -49,6 +49,37 @@ fn a_message_is_due_from_its_first_byte_whatever_comes_of_it() {
     assert_ne!(next(&deadlines, 44, true).0, 45);
 }
 
+#[cfg(feature = "hyper")]
+#[test]
+fn a_message_that_is_put_aside_goes_on_where_it_stood() {
+    let mut deadlines = Deadlines::new(0, 0, false);
+    deadlines.received(5);
+    deadlines.begin_message(5, Opened::ByLayer, 3);
+    let (ms, bytes) = deadlines.message(20).expect("it has begun");
+    assert_eq!((ms, bytes), (15, 3));
+    deadlines.end_message(Opened::ByLayer);
+    assert_eq!(deadlines.message(30), None);
+    deadlines.begin_message(100 - ms, Opened::ByLayer, bytes);
+    assert_eq!(deadlines.at_ms(&limits(), DeadlineKind::Message, true), Some(125));
+}
+
+#[cfg(feature = "hyper")]
+#[test]
+fn pings_keep_nobody_from_being_idle() {
+    let mut deadlines = Deadlines::new(0, 0, false);
+    deadlines.ignores_bytes_when_idle();
+    deadlines.received(5);
+    deadlines.told(10);
+    for now_ms in 11..85 {
+        deadlines.received(now_ms);
+        deadlines.sent(now_ms);
+        deadlines.waits(now_ms);
+        assert_eq!(next(&deadlines, now_ms, true).0, 85.min(now_ms + 60));
+        assert_eq!(deadlines.at_ms(&limits(), DeadlineKind::Handler, false), Some(now_ms + 60));
+    }
+    assert_eq!(next(&deadlines, 85, true), (85, Expired::Kind(DeadlineKind::Idle)));
+}
+
 #[test]
 fn a_stall_counts_from_the_last_progress_of_the_output_alone() {
     let mut deadlines = Deadlines::new(0, 0, false);
