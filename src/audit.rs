@@ -112,6 +112,10 @@ impl Core {
     /// What holds at every moment: slab = gauge = accepted + connected - closed; and each attempt
     /// to connect has come to one end, or is under way.
     pub(crate) fn audit_totals(&self) {
+        let (sockets, gauge) = (self.udp.table.len() as u64, self.counters.udp_sockets.get());
+        if sockets != gauge {
+            self.counters.mismatch(format!("{sockets} UDP sockets, the gauge says {gauge}"));
+        }
         let (stats, slab) = (self.counters.snapshot(), self.table.len() as u64);
         let open = (stats.accepted + stats.connected).wrapping_sub(stats.closed.total());
         if slab != stats.live || slab != open {

@@ -106,27 +106,35 @@ pub(crate) fn bind(
     settings: &Settings,
     hook: Option<&Hook>,
 ) -> Result<Bound> {
+    until_free(settings, || match addr {
+        ListenAddr::Tcp(addr) => bind_tcp(*addr, cores, settings, hook),
+        ListenAddr::Unix(path) => bind_unix(addr, SockAddr::unix(path), cores, settings, hook),
+        ListenAddr::Abstract(name) => {
+            let address = SockAddr::unix(format!("\0{name}"));
+            bind_unix(addr, address, cores, settings, hook)
+        }
+    })
+    .map_err(|error| refused(addr, error))
+}
+
+/// Tries again, while somebody has the address and there is time.
+pub(crate) fn until_free<T>(
+    settings: &Settings,
+    bind: impl Fn() -> io::Result<T>,
+) -> io::Result<T> {
     let give_up = Instant::now() + Duration::from_millis(settings.bind_retry_ms);
     loop {
-        let bound = match addr {
-            ListenAddr::Tcp(addr) => bind_tcp(*addr, cores, settings, hook),
-            ListenAddr::Unix(path) => bind_unix(addr, SockAddr::unix(path), cores, settings, hook),
-            ListenAddr::Abstract(name) => {
-                let address = SockAddr::unix(format!("\0{name}"));
-                bind_unix(addr, address, cores, settings, hook)
-            }
-        };
-        match bound {
+        match bind() {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < give_up => {
                 std::thread::sleep(BIND_RETRY_STEP);
             }
-            Err(error) => return Err(refused(addr, error)),
-            Ok(bound) => return Ok(bound),
+            bound => return bound,
         }
     }
 }
 
-fn refused(addr: &ListenAddr, error: io::Error) -> Error {
+/// Says what stands in the way, and what to do about it.
+pub(crate) fn refused(addr: impl fmt::Display, error: io::Error) -> Error {
     let remedy = match error.raw_os_error() {
         Some(libc::EADDRINUSE) => {
             "somebody listens there; end that process or take another address"

@@ -44,6 +44,16 @@ impl Chunk {
         self.start += count;
     }
 
+    /// The payload of a datagram, which begins at `start`. It keeps the lease, or copies when the
+    /// receive buffers run short: there are no others to receive datagrams into.
+    pub(crate) fn of_datagram(lease: Lease, start: usize) -> Chunk {
+        if lease.is_pool_half_out() {
+            let bytes = Bytes::Owned(Box::from(&lease[start..]));
+            return Chunk { bytes, start: 0 };
+        }
+        Chunk { bytes: Bytes::Lease(lease), start }
+    }
+
     /// Keeps the lease, or copies when the receive buffers run short.
     pub(crate) fn new(lease: Lease) -> Chunk {
         let bytes = if lease.is_pool_short() {

@@ -56,12 +56,12 @@ variables! {
         /// Size of a receive buffer.
         BUFFER_BYTES buffer_bytes: u32 = 4_096, [bytes: multiple of 64, 256..=1_048_576];
 
-        /// Large receive buffers of a core, for connections that receive in bulk. Their memory is
-        /// only used once they are.
+        /// Large receive buffers of a core, for connections that receive in bulk, and as many more
+        /// for datagrams where it has UDP sockets. Their memory is only used once they are.
         LARGE_BUFFERS large_buffers: u32 = 64, [buffers: power of two, 2..=16_384];
 
-        /// Size of a large receive buffer; there are none where it is not above
-        /// `SLIPRING_BUFFER_BYTES`.
+        /// Size of a large receive buffer, and the longest datagram that is received whole; there
+        /// are none for connections where it is not above `SLIPRING_BUFFER_BYTES`.
         LARGE_BUFFER_BYTES large_buffer_bytes: u32 = 65_536,
             [bytes: multiple of 64, 256..=16_777_216];
 

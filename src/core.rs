@@ -52,6 +52,7 @@ use crate::sys::gather::Gather;
 use crate::table::{Id, Table};
 use crate::time::Sleeper;
 use crate::token::Kind;
+use crate::udp::sockets::UdpSockets;
 use crate::wheel::{TimerKey, Wheel};
 
 /// A core as its tasks share it.
@@ -69,6 +70,7 @@ pub(crate) enum Timer {
     Sleeper(Id),
     Listener(u32),
     Connect(Id),
+    UdpSocket(Id),
     Audit,
     Pressure,
 }
@@ -85,6 +87,7 @@ pub(crate) struct Core {
     pub(crate) table: Table<Entry>,
     pub(crate) listeners: Vec<Listener>,
     pub(crate) outbound: Outbound,
+    pub(crate) udp: UdpSockets,
     pub(crate) wheel: Wheel<Timer>,
     pub(crate) sleepers: Table<Sleeper>,
     pub(crate) tasks: Tasks,
@@ -186,6 +189,7 @@ impl Core {
                 table: Table::new(),
                 listeners: Vec::new(),
                 outbound: Outbound::new(),
+                udp: UdpSockets::new(),
                 wheel: Wheel::new(now_ms),
                 sleepers: Table::new(),
                 tasks: Tasks::new(Arc::clone(&post)),
@@ -241,6 +245,7 @@ impl Core {
         self.close_released();
         self.flush_outputs();
         self.rearm_parked();
+        self.rearm_parked_sockets();
         let now_ns = self.driver.now_ns();
         self.publish_pulse(now_ns);
         self.end_turn(now_ns);
@@ -311,7 +316,8 @@ impl Core {
             || self.audit.is_under_way()
             || !self.walks.is_done();
         // The last task or connection may just have gone, which is what the drain waits for.
-        if busy || self.has_parked() || self.drain.due(self.now_ns, self.left()).is_some() {
+        let parked = self.has_parked() || self.has_parked_sockets();
+        if busy || parked || self.drain.due(self.now_ns, self.left()).is_some() {
             return Wait::No;
         }
         let expiry_ns = self.wheel.next_expiry_ms().map(|ms| ms.saturating_mul(NS_PER_MS));
@@ -362,6 +368,9 @@ impl Core {
                 self.on_accept_cancelled(id.generation, result);
             }
             Outcome::Cancelled(result) => self.on_cancelled(id, result),
+            Outcome::Datagram(result) => self.on_datagram(id, last, result),
+            Outcome::DatagramSent(result, outgoing) => self.on_datagram_sent(id, result, outgoing),
+            Outcome::DatagramsCancelled(result) => self.on_datagrams_cancelled(id, result),
             Outcome::Doorbell => {}
         }
     }
@@ -397,6 +406,7 @@ impl Core {
                 }
                 Timer::Listener(index) => self.accept_again(index),
                 Timer::Connect(id) => self.on_connect_timer(id),
+                Timer::UdpSocket(id) => self.on_socket_deadline(id),
                 Timer::Audit => self.begin_audit(),
                 Timer::Pressure => self.end_rest(),
             }

@@ -26,6 +26,7 @@ use crate::share::Share;
 use crate::sys::affinity;
 use crate::sys::uring::{RingSetup, Uring};
 use crate::sys::wake::EventFd;
+use crate::udp::{bind::UdpShare, serve::UdpEndpoint};
 
 /// What a core's thread is started with.
 pub(crate) struct Seed {
@@ -41,11 +42,15 @@ pub(crate) struct Seed {
     pub(crate) states: Vec<StateMaker>,
     /// What its thread is called, if the server is a part of another one.
     pub(crate) part: Option<&'static str>,
+    pub(crate) udp: Vec<UdpEndpoint>,
 }
+
+/// One core's listeners, and its UDP sockets.
+pub(crate) type Sockets = (Vec<Share>, Vec<UdpShare>);
 
 impl Seed {
     /// The whole life of a core.
-    fn live(mut self, ready: &Sender<Result<()>>, go: &Receiver<Vec<Share>>) {
+    fn live(mut self, ready: &Sender<Result<()>>, go: &Receiver<Sockets>) {
         let core = match self.make_core() {
             Ok(core) => core,
             Err(error) => {
@@ -56,9 +61,10 @@ impl Seed {
         let states = States::make(&self.states, &self.info);
         let handlers: Vec<_> =
             self.makers.iter().map(|it| ((it.make)(&self.info), it.clone())).collect();
+        let services: Vec<_> = self.udp.iter().map(|it| it.make(&self.info)).collect();
         let _ = ready.send(Ok(()));
         // No word means that another core could not be started.
-        let Ok(shares) = go.recv() else { return };
+        let Ok((shares, udp)) = go.recv() else { return };
         {
             let mut core = core.borrow_mut();
             (core.info, core.hooks) = (self.info, std::mem::take(&mut self.hooks));
@@ -75,11 +81,15 @@ impl Seed {
             // The listeners have them, until the core is down.
             drop(handlers);
         }
-        let failure = self.serve(&core);
+        let failure = self.serve(&core, || {
+            let mut services = services.into_iter().zip(udp);
+            services.try_for_each(|(service, share)| service.start(&core, share))
+        });
         let account = core.borrow_mut().account();
         drop(core);
         // What the handlers' makers hold is anyone's, and may take its time to go.
-        let makers = (std::mem::take(&mut self.makers), std::mem::take(&mut self.states));
+        let states = std::mem::take(&mut self.states);
+        let makers = (std::mem::take(&mut self.makers), std::mem::take(&mut self.udp), states);
         guarded(move || drop(makers));
         let cpu = self.info.cpu;
         let report = CoreReport { cpu, failure, ..account };
@@ -111,14 +121,20 @@ impl Seed {
         let lease = Lease::new(Arc::clone(&self.places), self.info.index);
         let (counters, post) = (Arc::clone(&seat.counters), Arc::clone(&seat.post));
         let driver = Driver::Uring(Box::new(uring));
-        Ok(Core::start(driver, self.settings, lease, Arc::clone(&self.control), counters, post))
+        let control = Arc::clone(&self.control);
+        let core = Core::start(driver, self.settings, lease, control, counters, post);
+        if !self.udp.is_empty() {
+            core.borrow_mut().open_datagrams()?;
+        }
+        Ok(core)
     }
 
     /// Turns until the core is down, and closes it. Returns what went wrong, if anything did.
-    fn serve(&self, core: &CoreRef) -> Option<String> {
+    fn serve(&self, core: &CoreRef, begin: impl FnOnce() -> Result<()>) -> Option<String> {
         let _entered = Entered::new(core);
         core.borrow_mut().start_accept();
         let turned = catch_unwind(AssertUnwindSafe(|| {
+            begin()?;
             while core.turn()? {}
             Ok(())
         }));
@@ -140,7 +156,7 @@ impl Seed {
 #[derive(Default)]
 pub(crate) struct Crew {
     threads: Vec<JoinHandle<()>>,
-    starts: Vec<Sender<Vec<Share>>>,
+    starts: Vec<Sender<Sockets>>,
     ready: Vec<Receiver<Result<()>>>,
 }
 
@@ -168,7 +184,7 @@ impl Crew {
         Ok(())
     }
 
-    pub(crate) fn go(mut self, shares: Vec<Vec<Share>>) -> Vec<JoinHandle<()>> {
+    pub(crate) fn go(mut self, shares: Vec<Sockets>) -> Vec<JoinHandle<()>> {
         for (start, share) in self.starts.iter().zip(shares) {
             // A core that is gone already is found by `join`.
             let _ = start.send(share);

@@ -20,11 +20,13 @@ use crate::route::Route;
 #[cfg(test)]
 use crate::sim::{Peer, SimDriver, SimSocket};
 use crate::sys::bufs::{Lease, Pool};
+use crate::sys::datagram::Outgoing;
 use crate::sys::filter;
 use crate::sys::gather::Gather;
 use crate::sys::sock;
 use crate::sys::uring::Uring;
 use crate::token::Token;
+pub(crate) use crate::wait::Wait;
 
 /// Something that the kernel is asked to do. Each is answered by at least one [`Completion`].
 #[derive(Debug)]
@@ -39,6 +41,11 @@ pub(crate) enum Op {
     Hangup { socket: Name },
     /// Connect a socket to an address, which the operation owns.
     Connect { socket: Name, to: Box<SockAddr> },
+    /// Receive datagrams into the pool for those, each behind a header, until cancelled or an
+    /// error.
+    ReceiveDatagrams { socket: Name },
+    /// Send one datagram, or what the kernel is to cut into several.
+    SendDatagram { socket: Name, outgoing: Box<Outgoing> },
     /// End another operation early; that one still completes by itself.
     Cancel { target: Token },
 }
@@ -75,6 +82,12 @@ pub(crate) enum Outcome {
     Doorbell,
     /// Whether the target was found; it completes by itself.
     Cancelled(Result<(), Errno>),
+    /// A filled buffer, header and all.
+    Datagram(Result<Lease, Errno>),
+    /// How much was taken, and the bytes again.
+    DatagramSent(Result<usize, Errno>, Box<Outgoing>),
+    /// As `Cancelled`, for operations of UDP sockets.
+    DatagramsCancelled(Result<(), Errno>),
 }
 
 /// What is behind an accepted connection in the listener's queue.
@@ -110,37 +123,6 @@ impl fmt::Debug for Errno {
 /// A descriptor's number, for an operation to name it. Whoever names it keeps it open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Name(pub(crate) i32);
-
-/// How long [`Driver::enter`] may take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wait {
-    /// Submit, run what the kernel has deferred, come back.
-    No,
-    /// Until something completes.
-    Forever,
-    /// Until something completes, or so many nanoseconds have passed.
-    AtMostNs(u64),
-}
-
-impl Wait {
-    /// What is left of it after so long.
-    pub(crate) fn shortened(self, by_ns: u64) -> Wait {
-        match self {
-            Wait::AtMostNs(ns) if ns <= by_ns => Wait::No,
-            Wait::AtMostNs(ns) => Wait::AtMostNs(ns - by_ns),
-            whole => whole,
-        }
-    }
-
-    /// So many nanoseconds, or as many as there are.
-    pub(crate) fn at_most(self, most_ns: u64) -> u64 {
-        match self {
-            Wait::No => 0,
-            Wait::Forever => most_ns,
-            Wait::AtMostNs(ns) => ns.min(most_ns),
-        }
-    }
-}
 
 /// Whose direction of a connection is shut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -329,6 +311,20 @@ impl Socket {
         }
     }
 
+    /// Where it is bound, as far as that is an address of IP.
+    pub(crate) fn local_addr(&self) -> Option<SocketAddr> {
+        socket2::SockRef::from(&self.as_fd()?).local_addr().ok()?.as_socket()
+    }
+
+    /// How many datagrams a UDP socket has lost so far for want of room.
+    pub(crate) fn lost_datagrams(&self) -> Option<u32> {
+        match self {
+            Socket::Os(fd) => sock::lost_datagrams(fd.as_fd()),
+            #[cfg(test)]
+            Socket::Sim(socket) => socket.lost_datagrams(),
+        }
+    }
+
     /// The peer's address; `None` for Unix sockets and peers that are gone.
     pub(crate) fn peer_addr(&self) -> Option<SocketAddr> {
         match self {
@@ -432,6 +428,19 @@ impl Driver {
         either!(self, driver => driver.pool())
     }
 
+    /// Makes the buffers that datagrams are received into, unless they are there.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub(crate) fn open_datagrams(&mut self, buffers: u16, buffer_bytes: u32) -> io::Result<()> {
+        either!(self, driver => driver.open_datagrams(buffers, buffer_bytes))
+    }
+
+    /// Those buffers.
+    pub(crate) fn datagram_pool(&self) -> Option<&Rc<Pool>> {
+        either!(self, driver => driver.datagram_pool())
+    }
+
     /// Nanoseconds since the epoch that all cores of a server share.
     pub(crate) fn now_ns(&self) -> u64 {
         either!(self, driver => driver.now_ns())
@@ -469,18 +478,4 @@ pub(crate) struct DriverCounters {
     pub(crate) stale: u64,
     /// Times the kernel had to keep completions back because the queue was full.
     pub(crate) overflows: u64,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_wait_that_has_been_spun_away_is_over() {
-        assert_eq!(Wait::AtMostNs(50).shortened(20), Wait::AtMostNs(30));
-        assert_eq!([50, 60].map(|ns| Wait::AtMostNs(50).shortened(ns)), [Wait::No; 2]);
-        assert_eq!(Wait::Forever.shortened(u64::MAX), Wait::Forever);
-        assert_eq!([40, 60].map(|ns| Wait::AtMostNs(50).at_most(ns)), [40, 50]);
-        assert_eq!((Wait::Forever.at_most(40), Wait::No.at_most(40)), (40, 0));
-    }
 }

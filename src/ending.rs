@@ -65,6 +65,7 @@ impl Core {
                     // Who is accepted from now on knows that a drain runs.
                     self.walks.connections = Walk::over(self.table.slots());
                     self.walks.waiters = Walk::over(self.drain_waiters.slots());
+                    self.tell_datagram_readers();
                 }
                 Phase::Force => {
                     self.abandon_starved_queues();
@@ -85,8 +86,9 @@ impl Core {
         let open = self.listeners.iter().filter(|listener| listener.is_open()).count();
         let starved = self.listeners.iter().filter(|listener| listener.is_starved()).count();
         // Outbound ones go with the tasks that hold them, and what nobody uses any more, such as
-        // a pool of them, is nothing to wait for.
-        let connections = self.table.len() - self.outbound.held + self.post.load.coming();
+        // a pool of them, is nothing to wait for. What a UDP socket has sent is.
+        let held = self.table.len() - self.outbound.held + self.udp.leaving;
+        let connections = held + self.post.load.coming();
         let tasks = self.tasks.waited_for();
         Left { listeners: open - starved, starved, connections, tasks }
     }

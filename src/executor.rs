@@ -457,7 +457,7 @@ pub(crate) fn guarded(run: impl FnOnce()) -> bool {
 }
 
 /// Drops what a panic has carried, which may panic as well; then that is leaked.
-fn discard_panic(panic: Box<dyn Any + Send>) {
+pub(crate) fn discard_panic(panic: Box<dyn Any + Send>) {
     if let Err(again) = catch_unwind(AssertUnwindSafe(move || drop(panic))) {
         std::mem::forget(again);
     }

@@ -138,6 +138,8 @@ pub mod tls;
 mod token;
 #[cfg(feature = "tracing")]
 mod trace;
+mod udp;
+mod wait;
 mod walk;
 mod watchdog;
 mod wheel;

@@ -1,4 +1,4 @@
-//! Outbound connections, and passing bytes between two connections.
+//! Outbound connections, passing bytes between two connections, and UDP sockets.
 //!
 //! What is established here is a [`Connection`] like an accepted one: in the core's table, with
 //! the same calls, buffers, deadlines and books.
@@ -24,5 +24,6 @@ mod proxy;
 mod race;
 mod resolve;
 
+pub use crate::udp::{Datagram, UdpSocket};
 pub use connect::{Connect, connect, connect_any};
 pub use proxy::{Transferred, proxy};

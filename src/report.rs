@@ -10,6 +10,7 @@ use crate::json::{self, JsonObject};
 use crate::leftover::{TaskCount, counts_json};
 use crate::stats::CoreStats;
 use crate::stop::StopMethod;
+use crate::udp::account::Datagrams;
 
 macro_rules! close_reasons {
     ($($(#[doc = $doc:literal])+ $name:ident = $text:literal,)+) => {
@@ -231,7 +232,7 @@ impl DrainReport {
     /// The report as one line of JSON, with the keys `accepted`, `connected`, `closed` (by reason),
     /// `connect_failures` (by class), `handed_over`, `forced`, `tasks_forced`, `tasks_refused`,
     /// `abandoned_bytes`, `leaked_operations`, `idle_races`, `queue_abandoned`, `queue_left`,
-    /// `phases_ms`, `cores`, `balanced`.
+    /// `datagrams` (what became of them), `phases_ms`, `cores`, `balanced`.
     #[must_use]
     pub fn to_json(&self) -> String {
         let total = self.total();
@@ -250,6 +251,7 @@ impl DrainReport {
             .number("idle_races", total.idle_races)
             .number("queue_abandoned", total.queue_abandoned)
             .number("queue_left", total.queue_left)
+            .raw("datagrams", &Datagrams(&total).to_json())
             .raw("phases_ms", &phases_json(&self.phases()))
             .raw("cores", &format!("[{}]", cores.join(",")))
             .bool("balanced", self.is_balanced())
@@ -344,6 +346,9 @@ impl fmt::Display for DrainReport {
         }
         if total.leaked_operations > 0 {
             writeln!(f, "  {} operations leaked", total.leaked_operations)?;
+        }
+        if Datagrams(&total).is_any() {
+            writeln!(f, "{}", Datagrams(&total))?;
         }
         let stops: BTreeSet<_> = self.cores.iter().filter_map(|core| core.stop).collect();
         if !stops.is_empty() {

@@ -1,5 +1,6 @@
 //! A server while it serves, and waiting for its end.
 
+use std::net::SocketAddr;
 use std::thread::JoinHandle;
 
 #[cfg(feature = "admin")]
@@ -19,6 +20,7 @@ pub struct Running {
     /// Those that watch and tell.
     pub(crate) beside: Vec<JoinHandle<()>>,
     pub(crate) addrs: Vec<ListenAddr>,
+    pub(crate) udp_addrs: Vec<SocketAddr>,
     #[cfg(feature = "admin")]
     pub(crate) admin: Option<Box<Running>>,
 }
@@ -35,6 +37,13 @@ impl Running {
     #[must_use]
     pub fn local_addrs(&self) -> &[ListenAddr] {
         &self.addrs
+    }
+
+    /// Where it serves UDP, in the order of the `serve_udp` calls, with the ports that the kernel
+    /// chose.
+    #[must_use]
+    pub fn udp_addrs(&self) -> &[SocketAddr] {
+        &self.udp_addrs
     }
 
     /// Waits until the server has been drained, and returns the account. It returns at most 100 ms

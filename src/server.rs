@@ -41,6 +41,7 @@ use crate::sys::affinity;
 use crate::sys::limits;
 use crate::sys::place::Place;
 use crate::sys::wake::EventFd;
+use crate::udp::{bind::DealtUdp, serve::UdpEndpoint};
 use crate::watchdog::{self, StallHook};
 
 /// A server to be: addresses, their handlers, and how it is to run.
@@ -75,6 +76,7 @@ pub struct Server {
     pub(crate) hooks: Vec<DrainHook>,
     pub(crate) states: Vec<StateMaker>,
     pub(crate) on_stall: Option<Arc<StallHook>>,
+    pub(crate) udp: Vec<UdpEndpoint>,
     /// What its threads are called, if it is a part of another server.
     pub(crate) part: Option<&'static str>,
     #[cfg(feature = "admin")]
@@ -128,6 +130,7 @@ impl Server {
             hooks: Vec::new(),
             states: Vec::new(),
             on_stall: None,
+            udp: Vec::new(),
             part: None,
             #[cfg(feature = "admin")]
             admin: None,
@@ -214,7 +217,7 @@ impl Server {
         self
     }
 
-    /// Calls `hook` with each listening socket before it is bound, to set any socket option; what
+    /// Calls `hook` with each listening and UDP socket before it is bound, to set any option; what
     /// is set there is inherited by the accepted connections (except where socket(7) and tcp(7)
     /// say otherwise). `SO_REUSEADDR`, `SO_REUSEPORT` and what the configuration names are set
     /// before.
@@ -258,7 +261,7 @@ impl Server {
         let cpus = self.choose_cpus()?;
         let cores = cpus.len();
         self.check_places(&settings, cores)?;
-        let needed = descriptors_needed(&settings, cores, self.listeners());
+        let needed = descriptors_needed(&settings, cores, self.listeners() + self.udp.len());
         #[cfg(feature = "admin")]
         let needed = needed + self.admin.as_ref().map_or(0, Admin::descriptors);
         machine::ensure_nofile(needed)?;
@@ -279,6 +282,8 @@ impl Server {
         let herald = crate::systemd::prepare(self.on_notify_error.take())?;
 
         let mut bound = self.bind_all(cores, &settings)?;
+        let hook = self.before_bind.as_deref();
+        let udp = DealtUdp::bind(&self.udp, cores, &settings, hook)?;
 
         let (control, bells) = seats(&cpus, spin)?;
         if self.part.is_some() {
@@ -303,6 +308,7 @@ impl Server {
                 hooks: self.hooks.clone(),
                 states: self.states.clone(),
                 part: self.part,
+                udp: self.udp.clone(),
             })?;
         }
         crew.all_ready()?;
@@ -332,7 +338,7 @@ impl Server {
             #[cfg(feature = "admin")]
             admin: farewell,
         });
-        let threads = crew.go(shares.cores);
+        let threads = crew.go(shares.cores.into_iter().zip(udp.cores).collect());
         traced!(control.events.started(&self.config, &addrs, &cpus, pin, spin));
         let handle = Handle::new(control, drain_within);
         let running = Running {
@@ -340,6 +346,7 @@ impl Server {
             threads,
             beside,
             addrs,
+            udp_addrs: udp.addrs,
             #[cfg(feature = "admin")]
             admin,
         };

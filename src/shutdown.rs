@@ -66,7 +66,8 @@ impl CoreCell {
             let mut core = self.borrow_mut();
             // One whose socket is closed is only held by somebody who never lets it go.
             let closed = core.table.iter().all(|(_, entry)| entry.socket.is_none())
-                && core.outbound.attempts.iter().all(|(_, attempt)| attempt.in_flight == 0);
+                && core.outbound.attempts.iter().all(|(_, attempt)| attempt.in_flight == 0)
+                && core.udp.leaving == 0;
             if closed || core.driver.now_ns() >= give_up_ns {
                 break;
             }
@@ -83,6 +84,7 @@ impl CoreCell {
             for id in core.table.ids().collect::<Vec<_>>() {
                 core.remove_forced(id, leaked);
             }
+            core.close_sockets(leaked);
             // First, so that nobody grants a place to a core that will not hear of it.
             let mut unread = core.post.mailbox.close();
             let mut unheard: Vec<Message> = std::mem::take(&mut core.mail).into();
@@ -140,6 +142,7 @@ impl Core {
     }
 
     fn quiesce(&mut self) {
+        self.udp.over = true;
         let (limit, mut last) = (Duration::from_nanos(SHUT_DOWN_LIMIT_NS), Vec::new());
         let leaked = self.driver.quiesce(limit, &mut last);
         self.counters.leaked_operations.add(leaked as u64);

@@ -17,13 +17,16 @@ mod ends;
 mod faults;
 mod hands;
 mod moves;
+mod orders;
 mod overload;
 mod peer;
+mod ports;
 mod promises;
 mod rig;
 mod rng;
 mod seams;
 mod tests;
+mod udp;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -32,11 +35,14 @@ use std::rc::Rc;
 
 use crate::driver::{Completion, DriverCounters, Errno, Group, Name, Op, Outcome, Queue, Wait};
 use crate::sys::bufs::{Lease, Pool};
+use crate::sys::datagram::HEADER_BYTES;
 use crate::sys::gather::Gather;
 use crate::table::Id;
 use crate::token::{Kind, Token};
 pub(crate) use connect::Met;
+use orders::Orders;
 pub(crate) use peer::Peer;
+use ports::{Parcel, SimPort, is_of_a_socket};
 
 pub(crate) use driver::{SimDriver, SimSocket};
 pub(crate) use rng::Rng;
@@ -49,6 +55,14 @@ pub(crate) struct World {
     rng: Rng,
     now_ns: u64,
     pool: Rc<Pool>,
+    /// The same for datagrams.
+    datagram_pool: Rc<Pool>,
+    datagram_buffers: VecDeque<u16>,
+    /// The UDP sockets, open or not.
+    pub(crate) ports: BTreeMap<i32, SimPort>,
+    pub(crate) past_ports: Vec<SimPort>,
+    /// Datagrams that are still to come.
+    pub(crate) parcels: VecDeque<Parcel>,
     /// The kernel's buffers, in the order in which it was given them.
     buffers: VecDeque<u16>,
     /// Pushed and not yet submitted.
@@ -79,39 +93,6 @@ pub(crate) struct World {
     last_wait: Wait,
 }
 
-/// Faults that a test orders.
-#[derive(Debug)]
-pub(crate) struct Orders {
-    /// Nothing happens, and no time passes, but by the test's calls.
-    pub(crate) by_hand: bool,
-    /// Until then no descriptor is free.
-    pub(crate) no_descriptor_until_ns: u64,
-    /// So many connections find one.
-    pub(crate) streams_max: usize,
-    /// So many of the next cancellations miss.
-    pub(crate) cancels_missed: u32,
-    /// What the next calls of `enter` answer.
-    pub(crate) enter_errors: VecDeque<i32>,
-    /// What the next connects meet.
-    pub(crate) connects: VecDeque<Met>,
-    /// One call of `enter` in so many is interrupted; 0 is none.
-    pub(crate) interrupt_every: u64,
-}
-
-impl Default for Orders {
-    fn default() -> Orders {
-        Orders {
-            by_hand: false,
-            no_descriptor_until_ns: 0,
-            streams_max: usize::MAX,
-            cancels_missed: 0,
-            enter_errors: VecDeque::new(),
-            connects: VecDeque::new(),
-            interrupt_every: 0,
-        }
-    }
-}
-
 #[derive(Debug)]
 struct Running {
     token: Token,
@@ -130,6 +111,11 @@ impl World {
             rng,
             now_ns: 1_000_000_000,
             pool: Pool::new(0, buffers, buffer_bytes).expect("memory for the pool"),
+            datagram_pool: Pool::new(0, DATAGRAM_BUFFERS, DATAGRAM_BYTES).expect("memory"),
+            datagram_buffers: VecDeque::new(),
+            ports: BTreeMap::new(),
+            past_ports: Vec::new(),
+            parcels: VecDeque::new(),
             buffers: VecDeque::new(),
             queued: VecDeque::new(),
             running: Vec::new(),
@@ -167,7 +153,8 @@ impl World {
     pub(crate) fn operations_of(&self, slot: u32, generation: u32) -> usize {
         let names = |token: Token| {
             let others = [Kind::Accept, Kind::Connect, Kind::CancelConnect];
-            let of_a_connection = !others.iter().any(|kind| token.kind() == Some(*kind));
+            let of_a_connection =
+                !others.iter().any(|kind| token.kind() == Some(*kind)) && !is_of_a_socket(token);
             of_a_connection && token.slot() == slot && token.generation() == generation
         };
         self.tokens().filter(|token| names(*token)).count()
@@ -189,7 +176,8 @@ impl World {
     }
 
     pub(crate) fn open_sockets(&self) -> usize {
-        self.streams.len() + self.unconnected.len() + usize::from(self.listener.is_some())
+        let sockets = self.streams.len() + self.unconnected.len() + self.ports.len();
+        sockets + usize::from(self.listener.is_some())
     }
 
     /// Accepted connections of which the core has not heard yet.
@@ -199,8 +187,9 @@ impl World {
         self.ready.iter().filter(marker).count()
     }
 
-    pub(crate) fn kernel_buffers(&self) -> usize {
-        self.buffers.len()
+    /// How many buffers the kernel has for streams, and for datagrams.
+    pub(crate) fn kernel_buffers(&self) -> [usize; 2] {
+        [self.buffers.len(), self.datagram_buffers.len()]
     }
 
     pub(crate) fn past(&self) -> &[Peer] {
@@ -208,7 +197,10 @@ impl World {
     }
 
     fn free_fd(&self) -> i32 {
-        let taken = |fd: &i32| self.streams.contains_key(fd) || self.unconnected.contains(fd);
+        let taken = |fd: &i32| {
+            let connecting = self.unconnected.contains(fd);
+            self.streams.contains_key(fd) || connecting || self.ports.contains_key(fd)
+        };
         (3..).find(|fd| !taken(fd) && self.listener != Some(*fd)).unwrap_or(3)
     }
 
@@ -298,6 +290,7 @@ impl World {
                 peer.act(&mut self.rng);
             }
         }
+        self.step_ports();
         for _ in 0..self.running.len() {
             if !self.running.is_empty() && self.rng.percent(70) {
                 let index = self.rng.below(self.running.len() as u64) as usize;
@@ -329,6 +322,12 @@ impl World {
                     self.again(token, Op::Hangup { socket }, 0, cancelled);
                 }
             }
+            Running { token, op: Op::ReceiveDatagrams { socket }, cancelled, sent: tries } => {
+                self.work_receive_datagrams(token, socket, tries == 0, cancelled, early_end);
+            }
+            Running { token, op: Op::SendDatagram { socket, outgoing }, cancelled, .. } => {
+                self.work_send_datagram(token, socket, outgoing, cancelled, early_end);
+            }
             Running { token, op: Op::Connect { socket, to }, cancelled, .. } => {
                 self.work_connect(token, socket, to, cancelled);
             }
@@ -339,7 +338,11 @@ impl World {
                 let victim = self.running.iter_mut().find(|r| r.token == target && !missed);
                 let found = victim.map(|victim| victim.cancelled = true);
                 let result = found.ok_or(Errno(if missed { libc::EALREADY } else { libc::ENOENT }));
-                self.complete(token, true, Outcome::Cancelled(result));
+                let outcome = match token.kind() {
+                    Some(Kind::CancelDatagrams) => Outcome::DatagramsCancelled(result),
+                    _ => Outcome::Cancelled(result),
+                };
+                self.complete(token, true, outcome);
             }
         }
     }
@@ -457,6 +460,8 @@ impl World {
             Op::Receive { socket, .. }
             | Op::Send { socket, .. }
             | Op::Hangup { socket }
+            | Op::ReceiveDatagrams { socket }
+            | Op::SendDatagram { socket, .. }
             | Op::Connect { socket, .. } => socket.0 == fd,
             Op::Cancel { .. } => false,
         };
@@ -475,6 +480,8 @@ impl World {
             // Nobody has heard of it.
         } else if let Some(peer) = self.streams.remove(&fd) {
             self.past.push(peer.closed());
+        } else {
+            self.past_ports.extend(self.ports.remove(&fd));
         }
     }
 }
@@ -484,3 +491,7 @@ impl fmt::Debug for World {
         write!(f, "World(at {} ns, trace {:x})", self.now_ns, self.trace)
     }
 }
+
+/// Few and short, so that they run out and don't suffice.
+const DATAGRAM_BUFFERS: u16 = 8;
+const DATAGRAM_BYTES: u32 = 256 + HEADER_BYTES as u32;

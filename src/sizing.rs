@@ -9,6 +9,7 @@
 
 use crate::config::Settings;
 use crate::driver::Group;
+use crate::sys::datagram::HEADER_BYTES;
 
 /// What the receives of one connection have been like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +77,11 @@ impl Sizing {
 }
 
 impl Settings {
+    /// How large a buffer is that datagrams are received into: the payload of a large one.
+    pub(crate) fn datagram_buffer_bytes(&self) -> u32 {
+        self.large_buffer_bytes + HEADER_BYTES as u32
+    }
+
     /// How many large buffers there are: none that are not larger than the small ones.
     pub(crate) fn large_buffers_made(&self) -> u32 {
         if self.large_buffer_bytes > self.buffer_bytes { self.large_buffers } else { 0 }

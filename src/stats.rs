@@ -153,6 +153,22 @@ counters! {
     bytes_sent sum "sent_bytes_total",
     /// Bytes that a handler had sent and the kernel had not taken when a connection was ended.
     bytes_abandoned sum "abandoned_bytes_total",
+    /// UDP sockets open now.
+    udp_sockets sum "udp_sockets",
+    /// Datagrams received.
+    datagrams_received sum "datagrams_received_total",
+    /// Received datagrams that were longer than their buffer, so that their end is lost
+    /// (`SLIPRING_LARGE_BUFFER_BYTES`).
+    datagrams_truncated sum "datagrams_truncated_total",
+    /// Datagrams that the kernel has dropped as a UDP socket had no room for them (`SO_RCVBUF`,
+    /// socket(7)), as far as it has told: with the next datagram, and when the socket is closed.
+    datagrams_lost sum "datagrams_lost_total",
+    /// Datagrams that the kernel took for sending.
+    datagrams_sent sum "datagrams_sent_total",
+    /// Datagrams that it did not take.
+    datagrams_unsent sum "datagrams_unsent_total",
+    /// Times that the handler of `Server::serve_udp` has failed or panicked.
+    udp_handler_failures sum "udp_handler_failures_total",
     /// Turns of the loop.
     turns sum "turns_total",
     /// Calls of `io_uring_enter`.
@@ -178,7 +194,8 @@ counters! {
     /// Times that a connection that receives in bulk found no large buffer and went on with small
     /// ones; many ask for more `SLIPRING_LARGE_BUFFERS`.
     large_buffers_missing sum "large_buffers_missing_total",
-    /// Times that a connection's receive was paused because its handler fell behind.
+    /// Times that the receive of a connection or a UDP socket was paused because its handler fell
+    /// behind.
     pauses sum "receive_pauses_total",
     /// Errors of accept, such as the descriptors' limit.
     accept_errors sum "accept_errors_total",

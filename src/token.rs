@@ -37,6 +37,12 @@ pub(crate) enum Kind {
     Connect,
     /// A cancellation of one.
     CancelConnect,
+    /// Multishot receive of a UDP socket.
+    ReceiveDatagrams = 12,
+    /// One of the sends in flight of a UDP socket; the slot is the send's own.
+    SendDatagram,
+    /// A cancellation of an operation of a UDP socket.
+    CancelDatagrams,
 }
 
 /// Names one operation in flight; unique among those of one core.
@@ -73,6 +79,9 @@ impl Token {
             9 => Kind::Timer,
             10 => Kind::Connect,
             11 => Kind::CancelConnect,
+            12 => Kind::ReceiveDatagrams,
+            13 => Kind::SendDatagram,
+            14 => Kind::CancelDatagrams,
             _ => return None,
         })
     }
@@ -98,7 +107,7 @@ mod tests {
         let kinds: Vec<Kind> = (0..=u8::MAX)
             .filter_map(|kind| Token::from_bits(u64::from(kind) << 56).kind())
             .collect();
-        assert_eq!(kinds.len(), 11);
+        assert_eq!(kinds.len(), 14);
         for kind in kinds {
             for slot in [0, 1, 77, u32::MAX] {
                 for generation in [0, 1, GENERATION_MASK] {

@@ -10,7 +10,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::backtrace::Backtrace;
 use std::cell::Cell;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -43,6 +43,60 @@ fn echoes_that_come_together_share_their_system_calls() {
     assert!(steady.enters_each < ENTERS_EACH_MAX, "{:.4} enters an echo", steady.enters_each);
 }
 
+/// The same for datagrams, of which no more are under way than half of what a core has buffers for.
+#[test]
+fn an_echo_of_datagrams_allocates_nothing_on_any_core() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let server = Server::new(common::config()).serve_udp_with("127.0.0.1:0", |_core| {
+        IS_CORE.set(true);
+        |socket: slipring::net::UdpSocket| async move {
+            while let Some(datagram) = socket.recv_until_drain().await? {
+                let peer = datagram.peer();
+                socket.send_to(datagram, peer).await?;
+            }
+            Ok(())
+        }
+    });
+    let running = server.start().expect("the server starts");
+    let addr = running.udp_addrs()[0];
+    let clients: Vec<UdpSocket> = (0..DATAGRAM_CLIENTS)
+        .map(|_| {
+            let client = UdpSocket::bind("127.0.0.1:0").expect("bind");
+            client.set_read_timeout(Some(common::limit(10_000))).expect("set a time limit");
+            client.connect(addr).expect("connect");
+            client
+        })
+        .collect();
+    let exchange = |rounds| {
+        for _ in 0..rounds {
+            clients.iter().for_each(|client| assert_eq!(client.send(MESSAGE).expect("send"), 64));
+            for client in &clients {
+                let mut answer = [0; 65];
+                assert_eq!(client.recv(&mut answer).expect("an answer"), 64);
+                assert_eq!(answer[..64], *MESSAGE);
+            }
+        }
+    };
+    exchange(ROUNDS);
+    let (allocations, frees) = counted(|| exchange(4 * ROUNDS));
+    let sites = SITES.lock().unwrap_or_else(PoisonError::into_inner).join("\n");
+    assert_eq!((allocations, frees), (0, 0), "the first of them:\n{sites}");
+    running.handle().begin_drain(common::limit(5_000));
+    let report = running.join().expect("every core ends well");
+    assert_eq!(report.total().datagrams_sent, (5 * ROUNDS * DATAGRAM_CLIENTS) as u64, "{report}");
+}
+
+/// Counts the allocations and frees of the cores meanwhile.
+fn counted(work: impl FnOnce()) -> (u64, u64) {
+    for counter in [&ALLOCATIONS, &FREES] {
+        counter.store(0, Relaxed);
+    }
+    COUNTING.store(true, Relaxed);
+    work();
+    COUNTING.store(false, Relaxed);
+    (ALLOCATIONS.load(Relaxed), FREES.load(Relaxed))
+}
+
 /// What was counted during the echoes of step 3.
 struct Steady {
     cores: usize,
@@ -53,7 +107,6 @@ struct Steady {
 
 /// Steps 1 to 3, after each core has called `prepare`.
 fn measure(prepare: fn()) -> Steady {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let server = Server::new(common::config()).listen_with("127.0.0.1:0", move |_core| {
         prepare();
@@ -69,17 +122,11 @@ fn measure(prepare: fn()) -> Steady {
     exchange(&mut streams, MESSAGE, ROUNDS / 4);
 
     let before = settled(|| handle.stats().total());
-    for counter in [&ALLOCATIONS, &FREES] {
-        counter.store(0, Relaxed);
-    }
-    COUNTING.store(true, Relaxed);
-    exchange(&mut streams, MESSAGE, ROUNDS);
-    COUNTING.store(false, Relaxed);
+    let (allocations, frees) = counted(|| exchange(&mut streams, MESSAGE, ROUNDS));
     let after = settled(|| handle.stats().total());
 
     let echoes = (ROUNDS * CONNECTIONS) as f64;
     let each = |count: fn(&CoreStats) -> u64| (count(&after) - count(&before)) as f64 / echoes;
-    let (allocations, frees) = (ALLOCATIONS.load(Relaxed), FREES.load(Relaxed));
     println!("{echoes} echoes of {} bytes over {CONNECTIONS} connections:", MESSAGE.len());
     println!("  on {cores} cores: {allocations} allocations, {frees} frees");
     println!(
@@ -183,6 +230,8 @@ thread_local! {
 /// Whether handlers that were told to hold still do.
 static HELD: AtomicBool = AtomicBool::new(false);
 
+/// What is counted is of the whole process.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 static COUNTING: AtomicBool = AtomicBool::new(false);
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 static FREES: AtomicU64 = AtomicU64::new(0);
@@ -243,6 +292,7 @@ unsafe impl GlobalAlloc for CountCalls {
 }
 
 const CONNECTIONS: usize = 64;
+const DATAGRAM_CLIENTS: usize = 16;
 /// So many that each core gets more of them than half of what all can have under way.
 const WARM_UP: usize = 200;
 /// Rounds of one echo on each connection: 20 032 echoes.

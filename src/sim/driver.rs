@@ -15,12 +15,14 @@ use crate::token::Token;
 pub(crate) struct SimDriver {
     world: WorldRef,
     pool: Rc<Pool>,
+    datagram_pool: Rc<Pool>,
 }
 
 impl SimDriver {
     pub(crate) fn new(world: &WorldRef) -> SimDriver {
         let pool = Rc::clone(&world.borrow().pool);
-        SimDriver { world: Rc::clone(world), pool }
+        let datagram_pool = Rc::clone(&world.borrow().datagram_pool);
+        SimDriver { world: Rc::clone(world), pool, datagram_pool }
     }
 
     pub(crate) fn push(&mut self, token: Token, op: Op) {
@@ -37,6 +39,8 @@ impl SimDriver {
         world.counters.enters += 1;
         world.last_wait = wait;
         world.pool.give(usize::MAX, |buffer| world.buffers.push_back(buffer));
+        let buffers = &mut world.datagram_buffers;
+        world.datagram_pool.give(usize::MAX, |buffer| buffers.push_back(buffer));
         world.counters.submissions += world.queued.len() as u64;
         let queued = std::mem::take(&mut world.queued);
         world.running.extend(queued);
@@ -125,6 +129,14 @@ impl SimDriver {
 
     pub(crate) fn pool(&self) -> &Rc<Pool> {
         &self.pool
+    }
+
+    pub(crate) fn open_datagrams(&mut self, _buffers: u16, _bytes: u32) -> io::Result<()> {
+        Ok(())
+    }
+
+    pub(crate) fn datagram_pool(&self) -> Option<&Rc<Pool>> {
+        Some(&self.datagram_pool)
     }
 
     pub(crate) fn now_ns(&self) -> u64 {
@@ -216,6 +228,10 @@ impl SimSocket {
 
     pub(crate) fn is_closed(&self) -> bool {
         self.world.borrow().streams.get(&self.fd).is_none_or(Peer::is_reset)
+    }
+
+    pub(crate) fn lost_datagrams(&self) -> Option<u32> {
+        self.world.borrow().ports.get(&self.fd).map(|port| port.lost)
     }
 
     pub(crate) fn unread_bytes(&self) -> usize {

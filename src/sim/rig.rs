@@ -156,10 +156,13 @@ impl Rig {
     fn check(&self) {
         let core = self.core.borrow_mut();
         let world = self.world.borrow();
-        let (kernel, leased, returned) = core.driver.pool().census();
-        assert_eq!(kernel, world.kernel_buffers(), "buffers with the kernel");
-        let buffers = core.driver.pool().buffers() as usize;
-        assert_eq!(kernel + leased + returned, buffers, "buffers in all");
+        let pools = [core.driver.pool(), core.driver.datagram_pool().expect("there is one")];
+        for (pool, with_kernel) in pools.into_iter().zip(world.kernel_buffers()) {
+            let (kernel, leased, returned) = pool.census();
+            assert_eq!(kernel, with_kernel, "buffers with the kernel");
+            let buffers = pool.buffers() as usize;
+            assert_eq!(kernel + leased + returned, buffers, "buffers in all");
+        }
 
         let mut operations = 0;
         for (id, entry) in core.table.iter() {
@@ -168,6 +171,9 @@ impl Rig {
             assert!(entry.timer.is_some(), "a connection without a deadline: {entry:?}");
             operations += in_flight;
         }
+        let of_sockets: usize = core.udp.table.iter().map(|(_, port)| port.in_flight).sum();
+        assert_eq!(of_sockets, world.socket_operations(), "in flight on UDP sockets");
+        operations += of_sockets;
         for (id, attempt) in core.outbound.attempts.iter() {
             let in_flight = world.operations_of_attempt(id);
             assert_eq!(usize::from(attempt.in_flight), in_flight, "in flight on {attempt:?}");
@@ -183,11 +189,13 @@ impl Rig {
         let sockets = core.table.iter().filter(|(_, entry)| entry.socket.is_some()).count();
         let listeners = core.listeners.iter().filter(|listener| listener.is_open()).count();
         let unreaped = world.accepted_unreaped();
-        let open = sockets + listeners + unreaped + core.outbound.attempts.len();
+        let others = core.outbound.attempts.len() + core.udp.table.len();
+        let open = sockets + listeners + unreaped + others;
         assert_eq!(open, world.open_sockets(), "descriptors");
 
         let queued = core.table.iter().map(|(_, entry)| entry.input_bytes + entry.queued_bytes());
-        assert_eq!(queued.sum::<usize>(), core.memory.used(), "memory");
+        let ports = core.udp.table.iter().map(|(_, port)| port.input_bytes + port.send_bytes);
+        assert_eq!(queued.chain(ports).sum::<usize>(), core.memory.used(), "memory");
 
         let stats = core.counters.snapshot();
         let begun = stats.accepted + stats.connected;
@@ -202,7 +210,7 @@ impl Rig {
         assert_eq!(stats.live, core.table.len() as u64, "gauge");
         let timed = core.table.len() + core.sleepers.len() + core.outbound.attempts.len();
         let extra = core.wheel.len().saturating_sub(timed);
-        assert!(extra <= core.listeners.len() + 2, "{extra} timers of nobody");
+        assert!(extra <= core.listeners.len() + core.udp.leaving + 2, "{extra} timers of nobody");
         assert_eq!(core.counters.findings(), [""; 0], "the self-check");
         let full = core.drain.is_draining()
             || core.settings.balance == Balance::Least
@@ -260,8 +268,9 @@ impl Rig {
         assert_eq!((stats.connecting, core.outbound.held), (0, 0), "left at the end");
         assert_eq!((stats.live, world.open_sockets()), (0, 0), "left at the end");
         assert_eq!((stats.tasks, stats.leaked_operations), (0, 0), "left at the end");
-        let (_, leased, _) = core.driver.pool().census();
-        assert_eq!(leased, 0, "leases at the end");
+        for pool in [core.driver.pool(), core.driver.datagram_pool().expect("there is one")] {
+            assert_eq!(pool.leased(), 0, "leases at the end");
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
+use io_uring::IoUring;
 use io_uring::types::BufRingEntry;
 
 use super::pages::Pages;
@@ -178,7 +179,12 @@ impl Lease {
     /// bytes had better copy them; not when they are many, as then a copy costs more than that
     /// others have to do with smaller buffers.
     pub(crate) fn is_pool_short(&self) -> bool {
-        self.pool.leased() > self.pool.buffers() / 2 && self.len <= COPY_BYTES_MAX
+        self.is_pool_half_out() && self.len <= COPY_BYTES_MAX
+    }
+
+    /// Whether more than half of the pool is out with leases.
+    pub(crate) fn is_pool_half_out(&self) -> bool {
+        self.pool.leased() > self.pool.buffers() / 2
     }
 }
 
@@ -223,6 +229,20 @@ impl BufRing {
     pub(crate) fn new(pool: Rc<Pool>) -> io::Result<BufRing> {
         let entries = Pages::new(pool.buffers() as usize * size_of::<BufRingEntry>())?;
         Ok(BufRing { entries, tail: 0, pool })
+    }
+
+    /// Registers the buffers of a pool as a group; none of them is the kernel's yet. The entries
+    /// have to live until the group is unregistered, or for good.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub(super) fn register(uring: &IoUring, group: u16, pool: Rc<Pool>) -> io::Result<BufRing> {
+        let bufs = BufRing::new(pool)?;
+        let (submitter, entries) = (uring.submitter(), bufs.pool.buffers() as u16);
+        let address = bufs.address();
+        // SAFETY: see above; `Uring::drop` does either.
+        unsafe { submitter.register_buf_ring_with_flags(address, entries, group, 0) }?;
+        Ok(bufs)
     }
 
     fn entries(&self) -> NonNull<BufRingEntry> {

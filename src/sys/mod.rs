@@ -6,6 +6,8 @@ pub(crate) mod affinity;
 pub(crate) mod bufs;
 pub(crate) mod clock;
 mod connects;
+pub(crate) mod datagram;
+mod datagrams;
 mod files;
 pub(crate) mod filter;
 pub(crate) mod gather;

@@ -66,6 +66,42 @@ pub(crate) fn discard(socket: BorrowedFd<'_>, mut most: usize) {
     }
 }
 
+/// How many datagrams a socket has lost so far for want of room (`SO_MEMINFO`, the field
+/// `SK_MEMINFO_DROPS` of linux/sock_diag.h).
+pub(crate) fn lost_datagrams(socket: BorrowedFd<'_>) -> Option<u32> {
+    let mut info = [0u32; 16];
+    let mut bytes = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: the kernel writes at most as many bytes as it is told that there are.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_MEMINFO,
+            info.as_mut_ptr().cast(),
+            &raw mut bytes,
+        )
+    };
+    (result == 0 && bytes as usize >= (DROPS + 1) * 4).then_some(info[DROPS])
+}
+
+/// Sets an option that is a number (`setsockopt(2)`), such as `SO_RXQ_OVFL` or `UDP_GRO`.
+///
+/// # Errors
+/// What the kernel answers.
+pub(crate) fn set_option(
+    socket: BorrowedFd<'_>,
+    level: i32,
+    option: i32,
+    value: i32,
+) -> io::Result<()> {
+    let bytes = size_of_val(&value) as libc::socklen_t;
+    // SAFETY: the kernel reads one int.
+    let result = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), bytes)
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// How many connections wait in the queue of a listener: `tcpi_unacked` of its `TCP_INFO`
 /// (`tcp_get_info` in the kernel's net/ipv4/tcp.c). `None` for other sockets.
 pub(crate) fn queued_connections(listener: BorrowedFd<'_>) -> Option<u64> {
@@ -120,6 +156,10 @@ fn tcp_info(socket: BorrowedFd<'_>) -> Option<[u64; 32]> {
     (result == 0 && bytes as usize >= (BYTES_ACKED + 1) * 8).then_some(info)
 }
 
+/// From asm-generic/socket.h; the crate lacks it.
+const SO_MEMINFO: i32 = 55;
+/// Where it has the drops, in words of four bytes.
+const DROPS: usize = 8;
 /// Where `struct tcp_info` has `tcpi_bytes_acked`, in words of eight bytes.
 const BYTES_ACKED: usize = 120 / 8;
 /// A value of `tcpi_state` (net/tcp_states.h in the kernel's sources).

@@ -13,10 +13,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use io_uring::types::{CancelBuilder, Fd, Timespec};
-use io_uring::{IoUring, cqueue, opcode, squeue};
+use io_uring::{cqueue, opcode, squeue};
 
 use super::bufs::{BufRing, Lease, Pool};
 use super::connects::Connects;
+use super::datagrams::Datagrams;
 use super::files::{Files, Leaving, NO_FILE};
 use super::gather::Gather;
 use super::ring::{ACCEPT_POLL_FIRST, RECV_MULTISHOT, Ring, with_ioprio};
@@ -56,6 +57,7 @@ pub(crate) struct Uring {
     ring: ManuallyDrop<Box<Ring>>,
     /// The small receive buffers, and the large ones if there are any.
     bufs: ManuallyDrop<Vec<BufRing>>,
+    datagrams: ManuallyDrop<Datagrams>,
     files: Files,
     /// Sends in flight, by slot. The kernel reads what they own.
     sends: Vec<Option<Sending>>,
@@ -98,16 +100,20 @@ impl Uring {
         // Before the ring, so that an error drops them after it: the kernel knows them until then.
         let mut bufs = Vec::with_capacity(2);
         let mut ring = Box::new(Ring::new(setup)?);
-        bufs.push(register(&ring.uring, Group::Small, 0, setup.buffers, setup.buffer_bytes)?);
+        let small = Pool::new(0, setup.buffers, setup.buffer_bytes)?;
+        bufs.push(BufRing::register(&ring.uring, Group::Small as u16, small)?);
+        bufs[0].publish(usize::MAX);
         if setup.large_buffers > 0 {
             let (buffers, bytes) = (setup.large_buffers, setup.large_buffer_bytes);
-            bufs.push(register(&ring.uring, Group::Large, setup.buffers, buffers, bytes)?);
+            let large = Pool::new(setup.buffers, buffers, bytes)?;
+            bufs.push(BufRing::register(&ring.uring, Group::Large as u16, large)?);
         }
         ring.register_fd();
         let files = Files::register(&ring, setup.files);
         let mut driver = Uring {
             ring: ManuallyDrop::new(ring),
             bufs: ManuallyDrop::new(bufs),
+            datagrams: ManuallyDrop::new(Datagrams::new()),
             files,
             sends: Vec::new(),
             connects: Connects::default(),
@@ -154,6 +160,10 @@ impl Uring {
                 opcode::PollAdd::new(Fd(fd), 0).build()
             }
             Op::Connect { socket, to } => self.connects.begin(token, socket, to),
+            Op::ReceiveDatagrams { socket } => self.datagrams.receive_entry(socket),
+            Op::SendDatagram { socket, outgoing } => {
+                self.datagrams.send_entry(token, socket, outgoing)
+            }
             Op::Cancel { target } => opcode::AsyncCancel::new(target.bits()).build(),
         };
         self.queue(entry.user_data(token.bits()));
@@ -208,6 +218,7 @@ impl Uring {
             // No more than can be filled at once: these stay in the cache, all of them would not.
             large.iter_mut().for_each(|large| large.publish(self.bulk_receives));
         }
+        self.datagrams.publish();
     }
 
     /// Makes of a wait with an end one that the standing timer ends, be it early. To start a timer
@@ -259,6 +270,13 @@ impl Uring {
                     continue;
                 }
                 Some(Kind::BulkReceive) => self.bulk_receives -= usize::from(last),
+                Some(Kind::ReceiveDatagrams | Kind::SendDatagram) => {
+                    match self.datagrams.outcome(token, &entry, last) {
+                        Some(outcome) => return Some(Completion { token, last, outcome }),
+                        None => self.counters.stale += 1,
+                    }
+                    continue;
+                }
                 _ => {}
             }
             let says_queue = self.ring.accepts_well;
@@ -276,6 +294,18 @@ impl Uring {
 
     pub(crate) fn pool(&self) -> &Rc<Pool> {
         self.bufs[0].pool()
+    }
+
+    /// Makes the buffers that datagrams are received into, unless they are there.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub(crate) fn open_datagrams(&mut self, buffers: u16, buffer_bytes: u32) -> io::Result<()> {
+        self.datagrams.open(&self.ring.uring, buffers, buffer_bytes)
+    }
+
+    pub(crate) fn datagram_pool(&self) -> Option<&Rc<Pool>> {
+        self.datagrams.pool()
     }
 
     pub(crate) fn now_ns(&self) -> u64 {
@@ -391,31 +421,16 @@ impl Drop for Uring {
         let submitter = self.ring.uring.submitter();
         let unregistered = groups.map(|group| submitter.unregister_buf_ring(group));
         let unregistered = unregistered.collect::<io::Result<()>>();
+        let unregistered = unregistered.and(self.datagrams.close(&self.ring.uring));
         // SAFETY: dropped nowhere else. Nothing is in flight.
         unsafe { ManuallyDrop::drop(&mut self.ring) };
         if unregistered.is_ok() {
             // SAFETY: dropped nowhere else. The kernel no longer knows the rings of buffers.
             unsafe { ManuallyDrop::drop(&mut self.bufs) };
+            // SAFETY: as above; and nothing that it owns is in flight.
+            unsafe { ManuallyDrop::drop(&mut self.datagrams) };
         }
     }
-}
-
-/// Registers receive buffers of one size, the small ones all of them the kernel's.
-fn register(
-    uring: &IoUring,
-    group: Group,
-    first: u16,
-    buffers: u16,
-    buffer_bytes: u32,
-) -> io::Result<BufRing> {
-    let mut bufs = BufRing::new(Pool::new(first, buffers, buffer_bytes)?)?;
-    let (submitter, address) = (uring.submitter(), bufs.address());
-    // SAFETY: the entries live until `unregister_buf_ring` in `Uring::drop`, or for good.
-    unsafe { submitter.register_buf_ring_with_flags(address, buffers, group as u16, 0) }?;
-    if group == Group::Small {
-        bufs.publish(usize::MAX);
-    }
-    Ok(bufs)
 }
 
 /// Takes over what a completion carries. `None`: it belongs to nothing that is in flight.
@@ -465,7 +480,8 @@ fn outcome(
         Kind::Doorbell => Outcome::Doorbell,
         Kind::Connect => Outcome::Connected(result.map(|_| ())),
         Kind::Cancel | Kind::CancelConnect => Outcome::Cancelled(result.map(|_| ())),
-        Kind::File | Kind::Timer => return None,
+        Kind::CancelDatagrams => Outcome::DatagramsCancelled(result.map(|_| ())),
+        Kind::File | Kind::Timer | Kind::ReceiveDatagrams | Kind::SendDatagram => return None,
     })
 }
 
