@@ -65,6 +65,8 @@ pub enum ErrorKind {
     Panicked,
     /// The call is not possible here, such as a blocking drain from one of the cores.
     Misuse,
+    /// The program's own part has failed, such as a service that HTTP was served with.
+    Service,
     /// Any other error of the operating system; [`source`](std::error::Error::source) has it.
     Io,
 }
@@ -168,7 +170,7 @@ impl From<Error> for io::Error {
             ErrorKind::TooLong | ErrorKind::Protocol => io::ErrorKind::InvalidData,
             ErrorKind::Closed => io::ErrorKind::NotConnected,
             ErrorKind::Forced => io::ErrorKind::ConnectionAborted,
-            ErrorKind::Resource | ErrorKind::Panicked | ErrorKind::Io => {
+            ErrorKind::Resource | ErrorKind::Panicked | ErrorKind::Service | ErrorKind::Io => {
                 error.0.source.as_ref().map_or(io::ErrorKind::Other, io::Error::kind)
             }
         };

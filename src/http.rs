@@ -207,6 +207,7 @@ impl Http {
     ///
     /// # Errors
     /// * [`ErrorKind::Protocol`]: the peer broke the protocol, or left amid a request.
+    /// * [`ErrorKind::Service`]: the service, or the body of a response, returned an error.
     /// * Those of [`Connection::recv`], when the connection was ended.
     ///
     /// # Cancel safety
@@ -366,6 +367,11 @@ pub fn tower<S>(service: S) -> TowerToHyperService<S> {
 
 /// What hyper says of a connection's end, in our terms.
 fn of_hyper(error: hyper::Error) -> Error {
+    if error.is_user() {
+        // Of what a service has returned hyper's text says only that it was an error.
+        let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+        return Error::new(ErrorKind::Service, "serve HTTP").because(format!("{error}{cause}"));
+    }
     let mut cause: Option<&(dyn StdError + 'static)> = Some(&error);
     while let Some(inner) = cause {
         // I/O errors of ours carry the error that they were made from.

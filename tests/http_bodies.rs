@@ -14,7 +14,7 @@ use hyper::header::{CONNECTION, UPGRADE};
 use hyper::service::service_fn;
 use hyper::{Method, Request, StatusCode};
 use slipring::http::{Http, Incoming};
-use slipring::{CloseReason, Connection, HalfClose, Running, Server};
+use slipring::{CloseReason, Connection, ErrorKind, HalfClose, Running, Server};
 
 #[test]
 fn who_expects_100_continue_is_told_when_the_body_is_wanted() {
@@ -206,4 +206,32 @@ fn body(answer: Result<Answer, End>) -> Vec<u8> {
     let answer = answer.expect("an answer");
     assert_eq!(answer.status, 200, "{}", answer.head);
     answer.body
+}
+
+/// Whoever is to blame is named: the service, or the peer.
+#[test]
+fn an_error_says_whether_the_service_or_the_peer_has_failed() {
+    let (tell, told) = std::sync::mpsc::channel();
+    let server = Server::new(config()).listen("127.0.0.1:0", move |conn: Connection| {
+        let tell = tell.clone();
+        async move {
+            let fails = service_fn(|_: Request<Incoming>| async {
+                Err::<hyper::Response<String>, _>(std::io::Error::other("the disk is full"))
+            });
+            let error = Http::new().serve(conn, fails).await.expect_err("either way");
+            tell.send((error.kind(), error.to_string())).expect("the test waits");
+            Err(error)
+        }
+    });
+    let (running, addr) = start(server);
+    let hear = || told.recv_timeout(std::time::Duration::from_secs(10)).expect("an error");
+    Client::connect(addr).say("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    let (kind, text) = hear();
+    assert_eq!(kind, ErrorKind::Service, "{text}");
+    assert!(text.contains("the disk is full"), "{text}");
+    Client::connect(addr).say("GET / HTTP/1.1\r\nHost");
+    let (kind, text) = hear();
+    assert_eq!(kind, ErrorKind::Protocol, "{text}");
+    let closed = settle(running, 2).closed;
+    assert_eq!(closed.get(CloseReason::HandlerError), 2);
 }
