@@ -1,5 +1,14 @@
 //! A gRPC service by tonic, the standard health service:
 //! `cargo run --release --features hyper --example grpc`, then
+//!
+//! ```sh
+//! printf '\0\0\0\0\0' | curl -s --http2-prior-knowledge --data-binary @- \
+//!     -H 'content-type: application/grpc' \
+//!     http://127.0.0.1:7000/grpc.health.v1.Health/Check | od -c
+//! ```
+//!
+//! whose last byte is 1: it serves. Any gRPC client can ask, such as grpcurl with the standard's
+//! `health.proto`:
 //! `grpcurl -plaintext -proto health.proto 127.0.0.1:7000 grpc.health.v1.Health/Check`.
 //!
 //! When it is drained, by Ctrl-C or SIGTERM, whoever watches hears that it no longer serves, and

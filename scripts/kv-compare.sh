@@ -114,7 +114,7 @@ done
     echo
     echo "- machine: $(nproc) CPUs, $(sed -n 's/^model name\s*: //p' /proc/cpuinfo | head -1)," \
         "$(systemd-detect-virt 2> /dev/null || echo "a virtual machine or not: unknown")"
-    echo "- kernel: $(uname -sr); $(redis-server --version | cut -d' ' -f1-3)"
+    echo "- kernel: $(uname -sr | cut -d- -f1); $(redis-server --version | cut -d' ' -f1-3)"
     echo "- slipring: $(git -C "$root" describe --always --dirty 2> /dev/null || echo unknown)"
     echo "- load average at the end: $(cut -d' ' -f1-3 /proc/loadavg)"
     echo

@@ -53,10 +53,11 @@ RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --all-features
 step "features: each compiles"
 scripts/features.sh
 
-# The tests that only a feature brings, those of the library, and of the documentation.
+# The tests that only a feature brings, those of the library, and of the documentation. What takes
+# several features is run with all of them.
 for feature in $(scripts/features.sh --list); do
     step "tests of the feature $feature alone"
-    tests=$(grep -lE "^#!\[cfg\(.*feature = \"$feature\"" tests/*.rs || true)
+    tests=$(grep -lF "#![cfg(feature = \"$feature\")]" tests/*.rs || true)
     # An example may be what a test runs.
     cargo build --quiet --examples --no-default-features --features "$feature"
     # shellcheck disable=SC2046 # The names of tests have no spaces.

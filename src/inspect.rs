@@ -79,11 +79,7 @@ impl Inquiry {
 
     /// What has been answered, and who has not.
     fn close(&self, control: &Control) -> Connections {
-        let parts = {
-            let mut answers = self.lock();
-            answers.closed = true;
-            std::mem::take(&mut answers.parts)
-        };
+        let parts = self.give_up();
         let mut connections = Connections::default();
         for (core, (part, seat)) in parts.into_iter().zip(control.seats()).enumerate() {
             match part {
@@ -96,6 +92,17 @@ impl Inquiry {
             }
         }
         connections
+    }
+
+    /// From now on nothing is kept for the asker. Returns what has been answered.
+    fn give_up(&self) -> Vec<Option<Vec<ConnectionInfo>>> {
+        let (parts, waker) = {
+            let mut answers = self.lock();
+            answers.closed = true;
+            (std::mem::take(&mut answers.parts), answers.waker.take())
+        };
+        drop(waker);
+        parts
     }
 
     /// A core's answer, and who waits for it.
@@ -116,6 +123,15 @@ impl Inquiry {
 impl Answers {
     fn are_complete(&self) -> bool {
         self.parts.iter().all(Option::is_some)
+    }
+}
+
+/// Who asks, and may be dropped before the last core has answered.
+struct Asker<'a>(&'a Inquiry);
+
+impl Drop for Asker<'_> {
+    fn drop(&mut self) {
+        self.0.give_up();
     }
 }
 
@@ -175,6 +191,7 @@ pub(crate) async fn inspect(control: &Control) -> Connections {
     use std::task::Poll;
 
     let inquiry = Inquiry::put(control);
+    let _asker = Asker(&inquiry);
     let mut late = pin!(crate::time::sleep(PATIENCE));
     poll_fn(|cx| {
         let mut answers = inquiry.lock();

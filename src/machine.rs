@@ -365,7 +365,7 @@ mod tests {
     #[test]
     fn release_becomes_major_and_minor() {
         for (release, expected) in [
-            ("6.18.44-fc-v595", Some((6, 18))),
+            ("6.18.44-vendor-v595", Some((6, 18))),
             ("6.1-rc3", Some((6, 1))),
             ("5.10+", Some((5, 10))),
             ("7.0.0\n", Some((7, 0))),

@@ -139,7 +139,9 @@ impl Link {
 
     /// That the handler fails is no failure.
     fn excuse(&self) {
-        self.core.borrow_mut().fail(self.id, CloseReason::Finished);
+        let mut core = self.core.borrow_mut();
+        let dismissed = core.table.get(self.id).and_then(|entry| entry.dismissed);
+        core.fail(self.id, dismissed.unwrap_or(CloseReason::Finished));
     }
 }
 

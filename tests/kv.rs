@@ -199,6 +199,11 @@ fn it_answers_word_for_word_as_redis_server_does() {
         let bytes = requests(&[line]);
         assert_eq!(ask(&mut ours, &bytes), ask(&mut theirs, &bytes), "{line}");
     }
+    for number in ["0", "-1", "007", "-0", "-01", "+1", "\t1", "1\t", "-", "9223372036854775808"] {
+        let (set, range) = (format!("set n {number}"), format!("lrange l {number} -1"));
+        let bytes = requests(&[&set, "incr n", "get n", &range]);
+        assert_eq!(ask(&mut ours, &bytes), ask(&mut theirs, &bytes), "{number:?}");
+    }
     end(kv);
 }
 

@@ -100,8 +100,9 @@ fn what_was_written_leaves_though_nobody_flushes() {
     let (running, addr, told) = serve(small, server(&[]), |mut stream| async move {
         stream.write_all(bytes(4, 300_000)).await?;
         let (first, rest) = bytes(5, 90_000).split_at(40_000);
-        let pieces = [std::io::IoSlice::new(first), std::io::IoSlice::new(rest)];
+        let pieces = [&[], first, rest].map(std::io::IoSlice::new);
         let count = stream.write_vectored(&pieces).await?;
+        assert!(count > 0, "an empty piece before them does not mean that nothing fits");
         stream.write_all(&bytes(5, 90_000)[count..]).await?;
         assert_eq!(stream.read_u8().await?, b'y');
         Ok(())
@@ -262,6 +263,20 @@ fn who_only_asks_whether_somebody_listens_is_no_failure() {
     let of = |reason| total.closed.get(reason);
     let counts = (of(CloseReason::Finished), of(CloseReason::HandlerError));
     assert_eq!(counts, (1, 1), "{:?}", total.closed);
+}
+
+#[test]
+fn who_has_said_nothing_when_the_server_drains_is_drained() {
+    let graceful = config().new_grace_ms(50);
+    let (running, addr, told) = serve(graceful, server(&[]), echo);
+    let mut silent = connect(addr);
+    wait_until("it is there", || running.handle().stats().total().live == 1);
+    running.handle().begin_drain(limit(5_000));
+    assert_eq!(silent.read(&mut [0]).expect("a FIN, no reset"), 0);
+    assert_eq!(outcome(&told).expect_err("no handshake").0, ErrorKind::Closed);
+    let report = running.join().expect("no core failed");
+    let closed = report.total().closed;
+    assert!(report.is_balanced() && closed.get(CloseReason::Drained) == 1, "{report}");
 }
 
 #[test]

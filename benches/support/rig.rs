@@ -76,7 +76,8 @@ impl Rig {
             cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
         let system = read("/proc/sys/net/ipv4/tcp_congestion_control");
         Self {
-            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+            // Without the suffix of whoever built it.
+            kernel: read("/proc/sys/kernel/osrelease").trim().split('-').take(1).collect(),
             cpu: model.map_or("unknown", |(_, model)| model).to_owned(),
             cpus: std::thread::available_parallelism().map_or(0, usize::from),
             congestion: congestion.unwrap_or(system.trim()).to_owned(),

@@ -4,7 +4,11 @@
 //!
 //! Each core owns the keys that hash to it, in a table that needs no lock. A command for a key of
 //! another core is handed over to it, together with all others for that core that have come in the
-//! same piece of input. The argument is how many MiB all values together may take, 1024 by default.
+//! same piece of input. Each core does its part of a DEL, EXISTS or MGET by itself: with keys of
+//! several cores these are not atomic, as those of Redis are. Requests that are typed as lines of
+//! words know no quotes.
+//!
+//! The argument is how many MiB all values together may take, 1024 by default.
 
 use std::cell::RefCell;
 use std::process::ExitCode;

@@ -14,10 +14,11 @@ pub(crate) fn text(value: Option<&mut Value>) -> Result<Option<&mut Bytes>, &'st
     }
 }
 
-/// A number as Redis takes it: neither blanks nor a plus before it.
+/// A number as Redis takes it: just as Redis would write it, with no zeros or plus before it.
 pub(crate) fn integer(text: &[u8]) -> Result<i64, &'static str> {
-    let text = std::str::from_utf8(text).ok().filter(|text| !text.starts_with('+'));
-    text.and_then(|text| text.parse().ok()).ok_or("-ERR value is not an integer or out of range")
+    let number = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
+    let number = number.filter(|number| digits(*number, &mut [0; 20]) == text);
+    number.ok_or("-ERR value is not an integer or out of range")
 }
 
 pub(crate) fn set(

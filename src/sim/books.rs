@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use super::World;
@@ -149,6 +150,34 @@ fn a_task_gets_the_list_of_the_cores_that_answer_within_their_time() {
         assert_eq!(list.len(), if deaf { 3 } else { 6 });
         assert!(took_ms >= late && took_ms <= late + 100, "{took_ms} ms");
     }
+}
+
+/// Who asks and is dropped midway, as when its client has gone, leaves nothing with a core that
+/// does not answer.
+#[test]
+fn nothing_is_kept_for_an_asker_that_is_gone() {
+    struct Asker;
+    impl Wake for Asker {
+        fn wake(self: Arc<Self>) {}
+    }
+    let peers = |seed| World::new(seed, 16, 256, Vec::new());
+    let rigs = Rig::cores(vec![peers(1), peers(2)], Rng::new(3), House::Echo, 10);
+    let asker = Arc::new(Asker);
+    let mut answer = Box::pin(inspect(&rigs[0].control));
+    let waker = Waker::from(Arc::clone(&asker));
+    // The second time with the list of the core that does answer.
+    for _ in 0..2 {
+        let entered = Entered::new(&rigs[0].core);
+        assert!(answer.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        drop(entered);
+        rigs[0].turn();
+    }
+    assert!(Arc::strong_count(&asker) > 2, "it is waited for");
+    let entered = Entered::new(&rigs[0].core);
+    drop((answer, waker));
+    drop(entered);
+    rigs[0].turn();
+    assert_eq!(Arc::strong_count(&asker), 1);
 }
 
 /// A core that goes down with a question in its mail has nothing to list, and nobody waits for it.

@@ -182,6 +182,9 @@ impl AsyncWrite for TlsStream {
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let room = ready!(self.inner.get_ref().0.poll_room(cx))?;
+        // Those without bytes always fit; alone they would be taken for a stream that takes none.
+        let empty = pieces.iter().take_while(|piece| piece.is_empty()).count();
+        let pieces = &pieces[empty..];
         let mut left = room;
         let fits = |piece: &&io::IoSlice<'_>| {
             let fits = piece.len() <= left;
