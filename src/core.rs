@@ -307,6 +307,7 @@ impl Core {
         let busy = self.more_completions
             || self.tasks.has_ready()
             || !self.graveyard.is_empty()
+            || !self.outbox.is_empty()
             || self.listeners.iter().any(Listener::is_taking)
             || !self.mail.is_empty()
             || self.post.mailbox.has_mail()
