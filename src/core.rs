@@ -249,6 +249,7 @@ impl Core {
         let now_ns = self.driver.now_ns();
         self.publish_pulse(now_ns);
         self.end_turn(now_ns);
+        self.say_whether_quiet();
         let wait = self.wait(now_ns);
         self.pauses.back_by(match wait {
             Wait::No => self.now_ns,

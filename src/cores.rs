@@ -90,6 +90,10 @@ pub fn state<T: 'static>() -> Result<Rc<T>> {
 /// core's tasks and holds them up, so it should be short; [`spawn`] is for what takes longer. While
 /// 256 calls to that core are unanswered, further ones wait for their turn.
 ///
+/// In a drain of the server, a core that has state or has run a call before goes on answering until
+/// no core has a task or a connection left, or until its time is up. One that is retired alone
+/// does not wait for the others, and their calls fail once it has ended.
+///
 /// # Errors
 /// The future's: [`ErrorKind::Misuse`] outside of a core and for a core that the server does not
 /// have, [`ErrorKind::Closed`] for one that has ended or ends before it has run the closure,
@@ -310,6 +314,10 @@ impl States {
         States(makers.iter().map(|maker| (maker.type_id, (maker.make)(core))).collect())
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     fn get(&self, wanted: TypeId) -> Option<Rc<dyn Any>> {
         self.0.iter().find(|(id, _)| *id == wanted).map(|(_, state)| Rc::clone(state))
     }
@@ -333,8 +341,9 @@ type MakeState = dyn Fn(&CoreInfo) -> Rc<dyn Any> + Send + Sync;
 impl Server {
     /// Gives each core state of its own, which handlers, tasks and calls of other cores find with
     /// [`cores::state`](state). It is made on the core, before the handlers of
-    /// [`Server::listen_with`], and dropped there when the core's tasks have ended. What is made
-    /// for a type that there is already takes its place.
+    /// [`Server::listen_with`], and dropped there when the core's tasks have ended, and in a drain
+    /// of the server also those of the other cores, which may still [`call`]. What is made for a
+    /// type that there is already takes its place.
     ///
     /// # Examples
     ///
