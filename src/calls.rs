@@ -107,13 +107,13 @@ impl Core {
     /// There is no such core, or too many calls are unanswered or unheard, whoever waits for them.
     pub(crate) fn admit_call(&mut self, whom: Whom) -> Result<usize> {
         let cores = self.control.seats().len();
-        let lane = match whom {
-            Whom::Core(core) => core,
+        let (lane, exists) = match whom {
+            Whom::Core(core) => (core, core < cores),
             #[cfg(feature = "blocking")]
-            Whom::Pool => cores,
+            Whom::Pool => (cores, true),
         };
         let refused = |kind, why| Err(Error::new(kind, whom.operation()).because(why));
-        if lane >= cores && matches!(whom, Whom::Core(_)) {
+        if !exists {
             return refused(ErrorKind::Misuse, format!("the server has {cores} cores"));
         }
         if self.calls.slots.len() >= UNANSWERED_MAX {
