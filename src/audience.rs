@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::core::Core;
 use crate::executor::Wake;
-use crate::local;
 use crate::post::{Message, Post};
 use crate::table::{Id, Table};
 
@@ -76,16 +75,12 @@ impl Audience {
 }
 
 impl Notice {
-    /// Tells the core, unless it is being told already: from a core, at the end of its turn.
+    /// Tells the core, unless it is being told already. At once, not at the end of the sender's
+    /// turn: others rely on this one message, and that turn may be long.
     pub(crate) fn post(self: &Arc<Notice>) {
-        if self.posted.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let message = Message::Heard(Arc::clone(self));
-        match local::current("tell a core") {
-            Ok(here) => here.borrow_mut().outbox.push(&self.to, message),
+        if !self.posted.swap(true, Ordering::AcqRel) {
             // A core that is gone has nobody to wake.
-            Err(_) => drop(self.to.post(message)),
+            drop(self.to.post(Message::Heard(Arc::clone(self))));
         }
     }
 }

@@ -86,6 +86,9 @@ struct Value<T> {
 impl<T: Clone + Send + 'static> Sender<T> {
     /// A channel without receivers, of which each core keeps the last `capacity` values at most.
     ///
+    /// Values are cloned under the channel's locks, so that `T::clone` should be cheap, as that of
+    /// an [`Arc`] is, and must not use the channel, which would wait for itself for good.
+    ///
     /// # Panics
     /// When `capacity` is zero.
     #[must_use]
@@ -104,8 +107,7 @@ impl<T: Clone + Send + 'static> Sender<T> {
     /// Sends a value to everyone who has subscribed, on all cores, and does not wait. Without
     /// receivers it is dropped.
     ///
-    /// From a core, other cores hear of it at the end of the turn. What one sender sends arrives in
-    /// that order everywhere.
+    /// Other cores hear of it at once. What one sender sends arrives in that order everywhere.
     pub fn send(&self, value: T) {
         let desks = self.channel.desks.read().unwrap_or_else(PoisonError::into_inner);
         let mut displaced = Vec::new();

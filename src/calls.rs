@@ -7,9 +7,11 @@
 use std::any::Any;
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::Arc;
 
 use crate::core::Core;
-use crate::error::{Error, ErrorKind};
+use crate::cores::Whom;
+use crate::error::{Error, ErrorKind, Result};
 use crate::executor::Wake;
 use crate::post::{Message, Post};
 use crate::table::{Id, Table};
@@ -61,52 +63,88 @@ pub(crate) struct Answer {
 
 /// So many calls may go out by it still; who waits for that.
 #[derive(Debug)]
-struct Lane {
+pub(crate) struct Lane {
     room: usize,
-    queue: VecDeque<Id>,
+    /// Some of them may have been given up.
+    pub(crate) queue: VecDeque<Id>,
+    /// Has a clone in each call that has gone past the lane and was not heard yet.
+    unheard: Arc<()>,
 }
 
 impl Lane {
     fn new() -> Lane {
-        Lane { room: UNDER_WAY_MAX, queue: VecDeque::new() }
+        Lane { room: UNDER_WAY_MAX, queue: VecDeque::new(), unheard: Arc::new(()) }
+    }
+
+    /// How many calls have gone past it that were not heard yet.
+    pub(crate) fn unheard(&self) -> usize {
+        Arc::strong_count(&self.unheard) - 1
     }
 }
 
 impl Calls {
-    fn lane(&mut self, lane: usize) -> &mut Lane {
+    pub(crate) fn lane(&mut self, lane: usize) -> &mut Lane {
         if self.lanes.len() <= lane {
             self.lanes.resize_with(lane + 1, Lane::new);
         }
         &mut self.lanes[lane]
     }
+
+    /// Queues a call. Of those given up there are never more than of the others, or a few.
+    fn enqueue(&mut self, lane: usize, id: Id) {
+        let queue = &mut self.lanes[lane].queue;
+        if queue.len() >= 2 * self.slots.len().max(UNDER_WAY_MAX) {
+            queue.retain(|queued| self.slots.get(*queued).is_some());
+        }
+        queue.push_back(id);
+    }
 }
 
 impl Core {
-    /// Sends a call, or queues it behind those that fill its lane; one without a lane is sent in
-    /// any case. `None` when too many calls are unanswered, whoever waits for them.
-    pub(crate) fn begin_call<L>(&mut self, lane: Option<usize>, launch: L) -> Option<Id>
+    /// The lane of one more call.
+    ///
+    /// # Errors
+    /// There is no such core, or too many calls are unanswered or unheard, whoever waits for them.
+    pub(crate) fn admit_call(&mut self, whom: Whom) -> Result<usize> {
+        let cores = self.control.seats().len();
+        let (lane, exists) = match whom {
+            Whom::Core(core) => (core, core < cores),
+            #[cfg(feature = "blocking")]
+            Whom::Pool => (cores, true),
+        };
+        let refused = |kind, why| Err(Error::new(kind, whom.operation()).because(why));
+        if !exists {
+            return refused(ErrorKind::Misuse, format!("the server has {cores} cores"));
+        }
+        if self.calls.slots.len() >= UNANSWERED_MAX {
+            let why = format!("{UNANSWERED_MAX} calls of this core are unanswered");
+            return refused(ErrorKind::Resource, why);
+        }
+        if self.calls.lane(lane).unheard() >= UNHEARD_MAX {
+            let why = format!("{UNHEARD_MAX} that this core has spawned there are still unheard");
+            return refused(ErrorKind::Resource, why);
+        }
+        Ok(lane)
+    }
+
+    /// Sends a call that was admitted, or queues it behind those that fill its lane; one that is
+    /// not of a lane is sent in any case.
+    pub(crate) fn begin_call<L>(&mut self, lane: usize, in_lane: bool, launch: L) -> Id
     where
         L: FnOnce(&mut Core, Reply) + 'static,
     {
-        if self.calls.slots.len() >= UNANSWERED_MAX {
-            return None;
-        }
         self.counters.calls.add(1);
         let id = self.calls.slots.insert(Slot { wake: Wake::Nobody, stage: Stage::UnderWay });
-        if let Some(number) = lane {
-            let lane = self.calls.lane(number);
-            if lane.room == 0 {
-                lane.queue.push_back(id);
-                if let Some(slot) = self.calls.slots.get_mut(id) {
-                    slot.stage = Stage::Queued(Box::new(launch));
-                }
-                return Some(id);
+        if in_lane && self.calls.lane(lane).room == 0 {
+            self.calls.enqueue(lane, id);
+            if let Some(slot) = self.calls.slots.get_mut(id) {
+                slot.stage = Stage::Queued(Box::new(launch));
             }
-            lane.room -= 1;
+        } else {
+            let reply = self.reply(id, lane, in_lane);
+            launch(self, reply);
         }
-        let reply = self.reply(id, lane);
-        launch(self, reply);
-        Some(id)
+        id
     }
 
     /// Nobody waits for this call any more. Returns what is left of it, to be dropped where the
@@ -144,15 +182,23 @@ impl Core {
             let Stage::Queued(launch) = std::mem::replace(&mut slot.stage, Stage::UnderWay) else {
                 continue;
             };
-            self.calls.lane(number).room -= 1;
-            let reply = self.reply(id, Some(number));
+            let reply = self.reply(id, number, true);
             launch(self, reply);
             return;
         }
     }
 
-    fn reply(&self, id: Id, lane: Option<usize>) -> Reply {
-        Reply { to: Post::clone(&self.post), id, lane, sent: false }
+    /// What answers a call that is sent now.
+    fn reply(&mut self, id: Id, number: usize, in_lane: bool) -> Reply {
+        let lane = self.calls.lane(number);
+        lane.room -= usize::from(in_lane);
+        Reply {
+            to: Post::clone(&self.post),
+            id,
+            lane: in_lane.then_some(number),
+            unheard: (!in_lane).then(|| Arc::clone(&lane.unheard)),
+            sent: false,
+        }
     }
 }
 
@@ -163,10 +209,17 @@ pub(crate) struct Reply {
     to: Post,
     id: Id,
     lane: Option<usize>,
+    /// Of one that is not of a lane, until it is heard.
+    unheard: Option<Arc<()>>,
     sent: bool,
 }
 
 impl Reply {
+    /// The call has come to whom it is for.
+    pub(crate) fn is_heard(&mut self) {
+        self.unheard = None;
+    }
+
     /// Answers from a core: it leaves with whatever else goes to the caller's.
     pub(crate) fn send_from(mut self, core: &mut Core, outcome: Outcome) {
         let message = self.answer(outcome);
@@ -227,4 +280,6 @@ impl fmt::Debug for Stage {
 /// Calls to one core, or of the pool, that one core may have under way; more wait for their turn.
 pub(crate) const UNDER_WAY_MAX: usize = 256;
 /// Calls of one core that may wait for their answers in all; more are refused.
-pub(crate) const UNANSWERED_MAX: usize = 65_536;
+const UNANSWERED_MAX: usize = 65_536;
+/// Futures that one core may have spawned on another which has not heard of them.
+const UNHEARD_MAX: usize = 65_536;

@@ -4,7 +4,7 @@
 //! can see that a drain has begun without seeing its deadline, and a later order can only shorten
 //! an earlier one.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -34,6 +34,8 @@ pub(crate) struct Control {
     belongings: Mutex<Option<Belongings>>,
     /// Which cores were told to leave while the others go on.
     leaving: Mutex<Vec<bool>>,
+    /// Which cores have said in a drain that they have nothing left that could call another.
+    quiet: Box<[AtomicBool]>,
     news: Condvar,
     #[cfg(feature = "tracing")]
     pub(crate) events: crate::trace::ServerEvents,
@@ -59,6 +61,7 @@ pub(crate) struct Seat {
 impl Control {
     pub(crate) fn new(epoch: Instant, seats: Vec<Seat>) -> Control {
         let leaving = Mutex::new(vec![false; seats.len()]);
+        let quiet = seats.iter().map(|_| AtomicBool::new(false)).collect();
         let ended = Mutex::new(seats.iter().map(|_| None).collect());
         let deadline_ns = AtomicU64::new(u64::MAX);
         let (addrs, kept) = (OnceLock::new(), OnceLock::new());
@@ -72,6 +75,7 @@ impl Control {
             ended,
             belongings,
             leaving,
+            quiet,
             news,
             #[cfg(feature = "tracing")]
             events: Default::default(),
@@ -234,8 +238,28 @@ impl Control {
         }
     }
 
+    /// A core has nothing left that could call another, or has something again. The last that is
+    /// quiet wakes those who have waited for it.
+    pub(crate) fn say_quiet(&self, core: usize, quiet: bool) {
+        // Each says it first and then looks at the others, so that one of two sees both.
+        let news = self.quiet[core].swap(quiet, Ordering::SeqCst) != quiet;
+        if news && self.quiet.iter().all(|quiet| quiet.load(Ordering::SeqCst)) {
+            for seat in &self.seats {
+                // A core that has ended already waits for nobody.
+                let _ = seat.post.post(Message::Look);
+            }
+        }
+    }
+
+    /// Whether all cores but this one have nothing left that could call it.
+    pub(crate) fn are_others_quiet(&self, core: usize) -> bool {
+        let mut others = self.quiet.iter().enumerate().filter(|(other, _)| *other != core);
+        others.all(|(_, quiet)| quiet.load(Ordering::SeqCst))
+    }
+
     /// A core has ended: its ring is gone and its sockets are closed.
     pub(crate) fn report(&self, index: usize, report: CoreReport) {
+        self.say_quiet(index, true);
         traced!(self.events.core_ended(self, index, &report));
         let mut ended = self.lock();
         let others = ended.iter().enumerate().filter(|(core, _)| *core != index);

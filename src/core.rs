@@ -249,6 +249,7 @@ impl Core {
         let now_ns = self.driver.now_ns();
         self.publish_pulse(now_ns);
         self.end_turn(now_ns);
+        self.say_whether_quiet();
         let wait = self.wait(now_ns);
         self.pauses.back_by(match wait {
             Wait::No => self.now_ns,
@@ -307,6 +308,7 @@ impl Core {
         let busy = self.more_completions
             || self.tasks.has_ready()
             || !self.graveyard.is_empty()
+            || !self.outbox.is_empty()
             || self.listeners.iter().any(Listener::is_taking)
             || !self.mail.is_empty()
             || self.post.mailbox.has_mail()

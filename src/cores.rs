@@ -6,8 +6,8 @@
 //! a closure there and brings back what it returns, [`spawn`] does the same with a future.
 //!
 //! Messages leave at the end of the caller's turn, all that go to the same core together, so that
-//! it is woken once at most; answers come back the same way. A call therefore takes two turns, some
-//! microseconds between cores that are awake: it pays to send few calls with much to do.
+//! it is woken once at most; answers come back the same way. A call therefore waits for the ends of
+//! two turns, the caller's and the other core's: it pays to send few calls with much to do.
 //!
 //! ```no_run
 //! use std::cell::RefCell;
@@ -45,7 +45,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use crate::calls::{Loss, Reply, Stage, UNANSWERED_MAX};
+use crate::calls::{Loss, Reply, Stage};
 use crate::core::{Core, CoreRef};
 use crate::error::{Error, ErrorKind, Result};
 use crate::executor::Scope;
@@ -89,6 +89,10 @@ pub fn state<T: 'static>() -> Result<Rc<T>> {
 /// awaited; those that one core sends to another run in that order. The closure runs between that
 /// core's tasks and holds them up, so it should be short; [`spawn`] is for what takes longer. While
 /// 256 calls to that core are unanswered, further ones wait for their turn.
+///
+/// In a drain of the server, a core that has state or has run a call before goes on answering until
+/// no core has a task or a connection left, or until its time is up. One that is retired alone
+/// does not wait for the others, and their calls fail once it has ended.
 ///
 /// # Errors
 /// The future's: [`ErrorKind::Misuse`] outside of a core and for a core that the server does not
@@ -137,7 +141,8 @@ where
 /// it at its deadline.
 ///
 /// # Errors
-/// As those of [`call`], and [`ErrorKind::Resource`] when that core has `SLIPRING_TASKS_MAX` tasks.
+/// As those of [`call`], and [`ErrorKind::Resource`] when that core has `SLIPRING_TASKS_MAX` tasks
+/// or has still to hear of 65 536 that this core has spawned there.
 ///
 /// # Cancel safety
 /// Dropping the future gives up the answer; the task goes on.
@@ -166,8 +171,9 @@ where
     let place = Location::caller();
     // Without a lane: tasks may wait for calls of their own, and one that waits for room which
     // tasks keep that wait for it would wait for good.
-    Call::to_core(core, place, false, move |reply| {
+    Call::to_core(core, place, false, move |mut reply| {
         Box::new(move |target: &CoreRef| {
+            reply.is_heard();
             let future = make();
             // The task's, but for one that is refused.
             let reply = Rc::new(Cell::new(Some(reply)));
@@ -211,7 +217,7 @@ pub(crate) enum Whom {
 }
 
 impl Whom {
-    fn operation(self) -> String {
+    pub(crate) fn operation(self) -> String {
         match self {
             Whom::Core(core) => format!("call core {core}"),
             #[cfg(feature = "blocking")]
@@ -228,30 +234,22 @@ impl<R: Send + 'static> Call<R> {
     where
         E: FnOnce(Reply) -> Errand + 'static,
     {
-        Call::begin(Whom::Core(target), |core| {
-            let cores = core.control.seats().len();
-            if target >= cores {
-                let error = Error::new(ErrorKind::Misuse, Whom::Core(target).operation());
-                return Err(error.because(format!("the server has {cores} cores")));
-            }
-            Ok(core.begin_call(in_lane.then_some(target), move |core, reply| {
-                let to = Post::clone(&core.control.seats()[target].post);
-                core.outbox.push(&to, Message::Run(place, errand(reply)));
-            }))
+        Call::begin(Whom::Core(target), in_lane, move |core, reply| {
+            let to = Post::clone(&core.control.seats()[target].post);
+            core.outbox.push(&to, Message::Run(place, errand(reply)));
         })
     }
 
-    pub(crate) fn begin<B>(whom: Whom, begin: B) -> Call<R>
+    /// A launch that is refused is dropped when nobody has the core borrowed: what it has captured
+    /// is anyone's.
+    pub(crate) fn begin<L>(whom: Whom, in_lane: bool, launch: L) -> Call<R>
     where
-        B: FnOnce(&mut Core) -> Result<Option<Id>>,
+        L: FnOnce(&mut Core, Reply) + 'static,
     {
         let begun = local::current("call a core").and_then(|core| {
-            let id = begin(&mut core.borrow_mut())?;
-            let full = || {
-                Error::new(ErrorKind::Resource, whom.operation())
-                    .because(format!("{UNANSWERED_MAX} calls of this core are unanswered"))
-            };
-            Ok(CallState::Sent(CoreRef::clone(&core), id.ok_or_else(full)?))
+            let lane = core.borrow_mut().admit_call(whom)?;
+            let id = core.borrow_mut().begin_call(lane, in_lane, launch);
+            Ok(CallState::Sent(CoreRef::clone(&core), id))
         });
         let state = begun.unwrap_or_else(|error| CallState::Failed(Some(error)));
         Call { state, whom, answer: PhantomData }
@@ -316,6 +314,10 @@ impl States {
         States(makers.iter().map(|maker| (maker.type_id, (maker.make)(core))).collect())
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     fn get(&self, wanted: TypeId) -> Option<Rc<dyn Any>> {
         self.0.iter().find(|(id, _)| *id == wanted).map(|(_, state)| Rc::clone(state))
     }
@@ -339,8 +341,9 @@ type MakeState = dyn Fn(&CoreInfo) -> Rc<dyn Any> + Send + Sync;
 impl Server {
     /// Gives each core state of its own, which handlers, tasks and calls of other cores find with
     /// [`cores::state`](state). It is made on the core, before the handlers of
-    /// [`Server::listen_with`], and dropped there when the core's tasks have ended. What is made
-    /// for a type that there is already takes its place.
+    /// [`Server::listen_with`], and dropped there when the core's tasks have ended, and in a drain
+    /// of the server also those of the other cores, which may still [`call`]. What is made for a
+    /// type that there is already takes its place.
     ///
     /// # Examples
     ///

@@ -18,7 +18,8 @@ pub enum Phase {
     LameDuck,
     /// Taking what is queued at the listeners, then closing them.
     StopAccept,
-    /// Idle connections are closed, active ones finish.
+    /// Idle connections are closed, active ones finish. A core that others may call, as it has
+    /// state or has been called before, stays until theirs have finished too.
     DrainConnections,
     /// Time is up: what is left is told so, then dropped.
     Force,
@@ -65,6 +66,15 @@ pub(crate) struct Left {
     pub(crate) starved: usize,
     pub(crate) connections: usize,
     pub(crate) tasks: usize,
+    /// Others of the server that may still call this core, which has something to answer them.
+    pub(crate) callers: bool,
+}
+
+impl Left {
+    /// Whether this core itself has nothing to wait for.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.listeners + self.starved + self.connections + self.tasks == 0
+    }
 }
 
 /// How a drain is to go; the times are those of the configuration.
@@ -186,8 +196,7 @@ impl Drain {
     /// The phase that it is time to enter.
     pub(crate) fn due(&self, now_ns: u64, left: Left) -> Option<Phase> {
         let forced = now_ns >= self.force_ns();
-        let accepting = left.listeners > 0 || left.starved > 0;
-        let quiet = left.connections == 0 && left.tasks == 0 && !accepting;
+        let quiet = left.is_quiet();
         match self.phase {
             Phase::LameDuck if forced || now_ns >= self.lameduck_end_ns() => {
                 Some(Phase::StopAccept)
@@ -197,7 +206,7 @@ impl Drain {
             Phase::StopAccept if left.listeners == 0 && self.hold_until_ns.is_none() => {
                 Some(Phase::DrainConnections)
             }
-            Phase::DrainConnections if quiet => Some(Phase::Down),
+            Phase::DrainConnections if quiet && (!left.callers || forced) => Some(Phase::Down),
             Phase::DrainConnections if forced => Some(Phase::Force),
             Phase::Force if quiet || now_ns >= self.deadline_ns => Some(Phase::Down),
             _ => None,
@@ -274,8 +283,8 @@ mod tests {
 
     const PLAN: Plan =
         Plan { lameduck_ns: 0, force_grace_ns: 100, close_spread_ns: 0, idle_min_keep_ns: 0 };
-    const BUSY: Left = Left { listeners: 0, starved: 0, connections: 1, tasks: 1 };
-    const EMPTY: Left = Left { listeners: 0, starved: 0, connections: 0, tasks: 0 };
+    const BUSY: Left = Left { listeners: 0, starved: 0, connections: 1, tasks: 1, callers: false };
+    const EMPTY: Left = Left { listeners: 0, starved: 0, connections: 0, tasks: 0, callers: false };
 
     fn phases(drain: &mut Drain, now_ns: u64, left: Left) -> Vec<Phase> {
         std::iter::from_fn(|| drain.advance(now_ns, left)).collect()

@@ -71,6 +71,7 @@ impl Core {
                     self.abandon_starved_queues();
                     self.walks.connections = Walk::over(self.table.slots());
                 }
+                Phase::Down => self.control.say_quiet(self.info.index, true),
                 _ => {}
             }
         }
@@ -90,7 +91,30 @@ impl Core {
         let held = self.table.len() - self.outbound.held + self.udp.leaving;
         let connections = held + self.post.load.coming();
         let tasks = self.tasks.waited_for();
-        Left { listeners: open - starved, starved, connections, tasks }
+        let mut left =
+            Left { listeners: open - starved, starved, connections, tasks, callers: false };
+        let waits = self.drain.phase() == Phase::DrainConnections && left.is_quiet();
+        left.callers = waits && self.may_be_called();
+        left
+    }
+
+    /// Whether others of the server still have tasks or connections that may call this core, or
+    /// have called it, and it has something to answer them. A core that leaves alone is not waited
+    /// for by those who stay, and does not wait for them.
+    fn may_be_called(&self) -> bool {
+        let answers = !self.states.is_empty() || self.counters.calls_run.get() > 0;
+        answers
+            && !self.retired
+            && (!self.control.are_others_quiet(self.info.index)
+                || self.post.mailbox.has_mail()
+                || !self.mail.is_empty())
+    }
+
+    /// Lets those who wait for it know whether this core may still call them.
+    pub(crate) fn say_whether_quiet(&self) {
+        if self.drain.phase() == Phase::DrainConnections {
+            self.control.say_quiet(self.info.index, self.left().is_quiet());
+        }
     }
 
     /// Goes a piece further over the connections, and over who waits for the drain.

@@ -43,17 +43,13 @@ where
     F: FnOnce() -> R + Send + 'static,
     R: Send + 'static,
 {
-    Call::begin(Whom::Pool, |core| {
-        // Behind those of the cores.
-        let lane = core.control.seats().len();
-        Ok(core.begin_call(Some(lane), move |_, reply| {
-            let work = move || {
-                leave_the_cores_cpu();
-                let answer = Box::new(run());
-                reply.send(Ok(answer));
-            };
-            blocking::unblock(work).detach();
-        }))
+    Call::begin(Whom::Pool, true, move |_, reply| {
+        let work = move || {
+            leave_the_cores_cpu();
+            let answer = Box::new(run());
+            reply.send(Ok(answer));
+        };
+        blocking::unblock(work).detach();
     })
 }
 

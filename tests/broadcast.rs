@@ -148,6 +148,30 @@ fn a_core_that_is_stuck_misses_values_and_holds_up_neither_senders_nor_others() 
     common::settle(running, 0);
 }
 
+#[test]
+fn values_are_heard_though_the_core_that_announced_them_computes_on() {
+    let running = server(2);
+    let sender = Sender::<u32>::new(10);
+    let subscribe = sender.clone();
+    let heard = on_core(&running, 1, move || async move {
+        let mut receiver = subscribe.subscribe().expect("on a core");
+        (receiver.recv().await, receiver.recv().await)
+    });
+    wait_until("it listens", || sender.receiver_count() == 1);
+    let (send, (sent, has_sent), (go, wait)) = (sender.clone(), channel(), channel::<()>());
+    let computes = on_core(&running, 0, move || async move {
+        send.send(1);
+        sent.send(()).expect("somebody waits");
+        wait.recv().expect("somebody goes on");
+    });
+    has_sent.recv_timeout(limit(10_000)).expect("it sends");
+    sender.send(2);
+    assert_eq!(answer(&heard), (Ok(1), Ok(2)));
+    go.send(()).expect("it waits");
+    answer(&computes);
+    common::settle(running, 0);
+}
+
 /// Counts how many there are.
 #[derive(Debug)]
 struct Counted(Arc<AtomicUsize>);

@@ -372,6 +372,34 @@ fn a_drain_in_the_midst_of_calls_leaves_nobody_waiting_and_keeps_to_its_deadline
 }
 
 #[test]
+fn in_a_drain_cores_answer_until_those_who_call_them_have_finished() {
+    // One core has state, the other was called before.
+    for server in [server(2).state(|_| Cell::new(7u64)), server(2)] {
+        let (running, _) = start(server);
+        let handle = running.handle().clone();
+        let calls = on_core(&running, 0, || async move {
+            cores::call(1, || ()).await.expect("it serves");
+            while handle.is_ready() {
+                task::yield_now().await;
+            }
+            for _ in 0..20 {
+                time::sleep(Duration::from_millis(5)).await;
+                cores::call(1, || ()).await.expect("it drains, and answers");
+            }
+        });
+        let since = std::time::Instant::now();
+        wait_until("it has called", || running.handle().stats().total().calls_run == 1);
+        running.handle().begin_drain(limit(30_000));
+        answer(&calls);
+        let report = running.join().expect("every core ends well");
+        assert!(report.is_balanced(), "{report}");
+        assert!(since.elapsed() < limit(10_000), "nobody waits for more: {report}");
+        let total = report.total();
+        assert_eq!((total.calls_run, total.calls_failed, total.panics), (21, 0, 0), "{report}");
+    }
+}
+
+#[test]
 fn a_core_that_has_too_many_tasks_says_so_to_the_caller() {
     let cpus = first_cpus(1);
     let config = config().cpus(&cpus).tasks_max(64);

@@ -12,7 +12,7 @@ use super::{Rng, World};
 use crate::config::{Balance, Config};
 use crate::conn::Connection;
 use crate::cores;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::executor::LocalFuture;
 use crate::post::Message;
 use crate::stats::CoreStats;
@@ -118,8 +118,86 @@ fn calls_of_a_turn_leave_together_and_so_do_their_answers() {
     assert!(!has_mail(1));
 }
 
+/// Two cores of which the second does nothing, and a task on the first that has run.
+fn with_deaf_core<M, F>(make: M) -> Vec<Rig>
+where
+    M: FnOnce() -> F + Send + 'static,
+    F: Future<Output = ()> + 'static,
+{
+    let worlds = (0..2).map(|_| World::new(0, 64, 256, Vec::new())).collect();
+    let rigs = Rig::several(worlds, Config::default().stall_ms(0).check_ms(0), echo);
+    rigs.iter().for_each(|rig| rig.run(0));
+    let make = || -> LocalFuture { Box::pin(make()) };
+    let post = &rigs[0].control.seats()[0].post;
+    post.post(Message::Spawn(place(), Box::new(make))).expect("the core is up");
+    rigs[0].turn();
+    assert_eq!((rigs[0].stats().panics, rigs[0].stats().tasks), (0, 0), "the task has ended");
+    rigs
+}
+
+/// Calls a core when it is dropped.
+struct CallsBack;
+
+impl Drop for CallsBack {
+    fn drop(&mut self) {
+        drop(cores::call(1, || ()));
+    }
+}
+
+/// What the closure of a call that is refused has captured may use the core when it is dropped.
+#[test]
+fn a_call_that_is_refused_is_dropped_when_nobody_has_the_core_borrowed() {
+    with_deaf_core(|| async {
+        let call = |core| {
+            let captured = CallsBack;
+            cores::call(core, move || drop(captured))
+        };
+        assert_eq!(call(2).await.expect_err("no such core").kind(), ErrorKind::Misuse);
+        let unanswered: Vec<_> = (0..UNANSWERED).map(|_| cores::call(1, || ())).collect();
+        assert_eq!(call(1).await.expect_err("too many").kind(), ErrorKind::Resource);
+        drop(unanswered);
+    });
+}
+
+#[test]
+fn calls_that_are_given_up_while_they_are_queued_leave_nothing_behind() {
+    let rigs = with_deaf_core(|| async {
+        for _ in 0..UNANSWERED {
+            drop(cores::call(1, || ()));
+        }
+    });
+    let core = &mut *rigs[0].core.borrow_mut();
+    let queued = core.calls.lane(1).queue.len();
+    assert!(queued < 1_000, "{queued} places in the queue, and nobody waits");
+}
+
+#[test]
+fn futures_for_a_core_that_does_not_hear_are_refused_when_too_many_wait() {
+    let heard = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&heard);
+    let rigs = with_deaf_core(|| async move {
+        for _ in 0..UNANSWERED + 100 {
+            let count = Arc::clone(&count);
+            drop(cores::spawn(1, move || async move {
+                count.fetch_add(1, SeqCst);
+            }));
+        }
+        let refused = cores::spawn(1, || async {}).await.expect_err("too many");
+        assert_eq!(refused.kind(), ErrorKind::Resource, "{refused}");
+    });
+    (0..UNANSWERED / 256 + 2).for_each(|_| {
+        rigs[0].turn();
+        rigs[1].turn();
+    });
+    assert_eq!(heard.load(SeqCst), UNANSWERED, "those that were taken are run");
+    let unheard = rigs[0].core.borrow_mut().calls.lane(1).unheard();
+    assert_eq!(unheard, 0, "there is room again");
+}
+
 /// In one turn; a core hears no more messages than 256.
 const CALLS: u64 = 200;
 /// On each core.
 const CONNECTIONS: usize = 32;
 const BYTES: u64 = 20_000;
+/// So many calls of a core may be unanswered, and so many spawned futures unheard.
+const UNANSWERED: u64 = 65_536;
