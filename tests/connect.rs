@@ -117,7 +117,7 @@ fn what_can_not_be_connected_to_is_an_error_with_a_remedy() {
         assert_eq!(error(text).kind(), ErrorKind::Config, "{text}");
     }
     let (kind, words) = if cfg!(feature = "blocking") {
-        (ErrorKind::Io, "no-such-host.invalid")
+        (ErrorKind::Unreachable, "no-such-host.invalid")
     } else {
         (ErrorKind::Unsupported, "feature `blocking`")
     };
@@ -172,6 +172,17 @@ fn a_name_is_resolved_off_the_core() {
     let client = Client::plain();
     let name = format!("localhost:{}", addr.port());
     client.run(move || async move { ask(name).await }).expect("an answer");
+    // The thread that has asked stays for a moment, and has the CPUs of who has none of its own.
+    let cpus = |thread: &str| {
+        let status = std::fs::read_to_string(format!("/proc/self/task/{thread}/status")).ok()?;
+        let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+        Some((status.starts_with("Name:\tblocking-"), list.trim().to_owned()))
+    };
+    let (_, all) = cpus(&std::process::id().to_string()).expect("the main thread");
+    let threads = std::fs::read_dir("/proc/self/task").expect("threads").flatten();
+    for (of_the_pool, list) in threads.filter_map(|it| cpus(&it.file_name().to_string_lossy())) {
+        assert!(!of_the_pool || list == all, "it may run on {list} of {all}");
+    }
     client.end();
     common::settle(upstream, 1);
 }
