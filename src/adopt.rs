@@ -58,7 +58,7 @@ impl Server {
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let kept = TcpListener::bind("127.0.0.1:7000")?;
     /// Server::new(Config::default()).listen_on([kept.try_clone()?], echo).run()?;
-    /// // Whoever connects now waits in the queue of `kept`. To block in its `accept`, say so again.
+    /// // Whoever connects now waits in the queue of `kept`, whose `accept` is to block again.
     /// kept.set_nonblocking(false)?;
     /// # Ok(())
     /// # }

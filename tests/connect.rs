@@ -167,24 +167,29 @@ fn the_local_address_is_the_one_that_was_asked_for() {
 
 #[test]
 #[cfg(feature = "blocking")]
-fn a_name_is_resolved_off_the_core() {
+fn a_name_is_resolved_off_the_core_and_its_cpu() {
     let (upstream, addr) = common::echo_server(config());
-    let client = Client::plain();
-    let name = format!("localhost:{}", addr.port());
-    client.run(move || async move { ask(name).await }).expect("an answer");
-    // The thread that has asked stays for a moment, and has the CPUs of who has none of its own.
+    let client = Client::start(config().pin(Some(true)));
     let cpus = |thread: &str| {
         let status = std::fs::read_to_string(format!("/proc/self/task/{thread}/status")).ok()?;
         let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
         Some((status.starts_with("Name:\tblocking-"), list.trim().to_owned()))
     };
     let (_, all) = cpus(&std::process::id().to_string()).expect("the main thread");
-    let threads = std::fs::read_dir("/proc/self/task").expect("threads").flatten();
-    for (of_the_pool, list) in threads.filter_map(|it| cpus(&it.file_name().to_string_lossy())) {
-        assert!(!of_the_pool || list == all, "it may run on {list} of {all}");
-    }
+    let mut asked = 0;
+    // A thread of the pool that has nothing to do stays for half a second.
+    wait_until("a thread is seen that has asked", || {
+        let name = format!("localhost:{}", addr.port());
+        client.run(move || async move { ask(name).await }).expect("an answer");
+        asked += 1;
+        let threads = std::fs::read_dir("/proc/self/task").expect("threads").flatten();
+        let threads = threads.filter_map(|it| cpus(&it.file_name().to_string_lossy()));
+        let pool: Vec<_> = threads.filter(|(of_the_pool, _)| *of_the_pool).collect();
+        assert!(pool.iter().all(|(_, list)| *list == all), "they may run on {pool:?} of {all}");
+        !pool.is_empty()
+    });
     client.end();
-    common::settle(upstream, 1);
+    common::settle(upstream, asked);
 }
 
 #[test]
