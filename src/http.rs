@@ -5,8 +5,9 @@
 //!
 //! * A request that has begun has to come whole within `SLIPRING_MESSAGE_MS`, and no slower than
 //!   `SLIPRING_MIN_RATE_BYTES_PER_S`, its body included. That is the limit on headers that hyper
-//!   wants a timer for, without a timer per request. (Bodies of HTTP/2 requests, of which many are
-//!   on their way at once and some for hours, have `SLIPRING_HANDLER_MS` of silence at most.)
+//!   wants a timer for, without a timer per request. HTTP/2's requests, of which many are on their
+//!   way at once and some are silent for hours, have no such limit: while one is open, its peer has
+//!   to answer a ping every 20 s, and `SLIPRING_LIFETIME_MS` is the end.
 //! * Between requests a connection is idle, and `SLIPRING_IDLE_MS` holds; HTTP/2's pings are no
 //!   activity. While a request is being answered, it is `SLIPRING_HANDLER_MS`, counted from the
 //!   last byte in either direction; so it is while the handler does not ask for what may still come
@@ -69,6 +70,7 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -86,6 +88,7 @@ use self::version::Version;
 use crate::conn::Connection;
 use crate::error::{Error, ErrorKind, Result};
 use crate::requests::Stance;
+use crate::time::sleep;
 
 pub use hyper::body::Incoming;
 
@@ -109,9 +112,12 @@ type BoxError = Box<dyn StdError + Send + Sync>;
 #[derive(Clone)]
 pub struct Http {
     http1: http1::Builder,
+    http2: Option<Arc<SetHttp2>>,
     max_streams: u32,
     versions: Versions,
 }
+
+type SetHttp2 = dyn Fn(&mut http2::Builder<Executor>) + Send + Sync;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Versions {
@@ -134,7 +140,7 @@ impl Http {
         // The connection's own deadline for a message does it. And a peer that has ended its side
         // still wants its answer; `SLIPRING_HALF_CLOSE` says otherwise, and the core sees to that.
         http1.header_read_timeout(None).half_close(true);
-        Http { http1, max_streams: STREAMS_MAX, versions: Versions::Both }
+        Http { http1, http2: None, max_streams: STREAMS_MAX, versions: Versions::Both }
     }
 
     /// Speaks HTTP/1 only.
@@ -177,6 +183,16 @@ impl Http {
     #[must_use]
     pub fn http1(mut self, set: impl FnOnce(&mut http1::Builder)) -> Http {
         set(&mut self.http1);
+        self
+    }
+
+    /// Sets what else there is of HTTP/2 in hyper's own terms, once for each connection.
+    #[must_use]
+    pub fn http2<F>(mut self, set: F) -> Http
+    where
+        F: Fn(&mut http2::Builder<Executor>) + Send + Sync + 'static,
+    {
+        self.http2 = Some(Arc::new(set));
         self
     }
 
@@ -279,6 +295,7 @@ impl Http {
         let (mut io, service) = (parts.io, parts.service);
         if exchange.has_switched() {
             exchange.ends();
+            exchange.link().stop_waiting();
             // The connection closes when who goes on with it drops it, whatever is left here.
             drop((exchange, service));
             return upgraded(io.into_transport(), parts.read_buf).await;
@@ -308,9 +325,14 @@ impl Http {
             .timer(Timer)
             .max_concurrent_streams(self.max_streams)
             .keep_alive_interval(PING_INTERVAL)
+            .max_send_buf_size(STREAM_BYTES_MAX)
             .keep_alive_timeout(PING_TIMEOUT);
+        if let Some(set) = &self.http2 {
+            set(&mut http2);
+        }
         let mut conn = pin!(http2.serve_connection(io, service));
         let mut told = false;
+        let mut patience = None;
         poll_fn(|cx: &mut Context<'_>| {
             loop {
                 if !told && exchange.link().is_leaving() {
@@ -322,6 +344,13 @@ impl Http {
                 }
                 if let Poll::Ready(served) = conn.as_mut().poll(cx) {
                     return Poll::Ready(served.map_err(of_hyper));
+                }
+                if !told || exchange.open() > 1 {
+                    patience = None;
+                } else if pin!(patience.get_or_insert_with(|| sleep(FAREWELL))).poll(cx).is_ready()
+                {
+                    // Nothing is at work, and the peer does not answer.
+                    return Poll::Ready(Ok(()));
                 }
                 match exchange.stance(cx) {
                     Stance::Ended(error) => return Poll::Ready(Err(error)),
@@ -392,3 +421,7 @@ const HEAD_BYTES_LEAST: usize = 8192;
 /// Well below `SLIPRING_HANDLER_MS`, unless that was set low.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long an idle HTTP/2 peer has to answer a GOAWAY.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// hyper buffers so much of each stream's output beside the connection's own queue.
+const STREAM_BYTES_MAX: usize = 64 * 1024;

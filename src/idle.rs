@@ -19,8 +19,13 @@ impl Core {
         }
         // No answer waits for a spin to end.
         self.driver.enter(Wait::No)?;
-        if self.has_news() {
-            return self.driver.enter(Wait::No);
+        if self.driver.is_ready() || self.post.mailbox.has_mail() {
+            return Ok(());
+        }
+        // The kernel says that it has work after it has queued that, so who was quick has done it
+        // already, and is told so until there is more: whether there is, only the kernel knows.
+        if self.driver.has_news() {
+            return self.block(wait);
         }
         let since_ns = self.driver.now_ns();
         if self.spin.is_rested(since_ns) {

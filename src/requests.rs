@@ -55,6 +55,11 @@ impl Link {
         }
     }
 
+    /// Nobody waits for input any more.
+    pub(crate) fn stop_waiting(&self) {
+        self.core.borrow_mut().stop_waiting(self.id);
+    }
+
     /// Whether no more requests are to follow.
     pub(crate) fn is_leaving(&self) -> bool {
         let core = self.core.borrow_mut();

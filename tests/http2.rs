@@ -6,6 +6,7 @@ mod common;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use common::frames::*;
 use common::http::{Body, Client, End, answer, pattern, serve, states};
 use common::peer::MB;
 use common::{config, limit, settle, start, wait_until};
@@ -338,6 +339,59 @@ fn an_idle_connection_ends_though_its_pings_are_answered() {
     assert_eq!(total.closed.get(CloseReason::Idle), 1, "{:?}", total.closed);
 }
 
+/// hyper has handed all of the answer over long before the peer has it.
+#[test]
+fn an_answer_that_the_peer_takes_slowly_is_at_work_until_it_has_all_of_it() {
+    let (running, addr) = serve(config().idle_ms(500));
+    let mut frames = Frames::greet(addr);
+    frames.client.say(request(1, "/bytes/400000"));
+    let (mut got, mut steps, mut since) = (Vec::new(), 0, Instant::now());
+    let end = loop {
+        // Pings keep the client going, and are no activity.
+        frames.client.say(frame(PING, 0, 0, &[0; 8]));
+        match frames.next() {
+            Ok(Raw { kind: DATA, payload, flags, .. }) => {
+                got.extend(payload);
+                if flags & END_STREAM != 0 {
+                    break None;
+                }
+            }
+            Ok(_) => {}
+            Err(end) => break Some(end),
+        }
+        if since.elapsed() > Duration::from_millis(400) {
+            (since, steps) = (Instant::now(), steps + 1);
+            // Little by little, and at last all of it.
+            let room: u32 = if steps < 10 { 1_000 } else { 1 << 20 };
+            for stream in [0, 1] {
+                frames.client.say(frame(WINDOW_UPDATE, 0, stream, &room.to_be_bytes()));
+            }
+        }
+    };
+    assert_eq!((end, got.len()), (None, 400_000), "after {steps} steps");
+    assert!(got == pattern(400_000));
+    drop(frames);
+    settle(running, 1);
+}
+
+#[test]
+fn an_idle_peer_that_does_not_answer_the_farewell_holds_up_no_drain() {
+    let (running, addr) = serve(config());
+    let handle = running.handle();
+    let mut frames = Frames::greet(addr);
+    frames.client.say(request(1, "/hello"));
+    assert_eq!(frames.await_kind(DATA).payload, b"hello\n");
+    wait_until("it is idle", || states(&handle) == ["idle"]);
+    frames.confirms_pings = false;
+    let since = Instant::now();
+    handle.begin_drain(limit(20_000));
+    frames.await_kind(GOAWAY);
+    while frames.next().is_ok() {}
+    let report = running.join().expect("the report");
+    assert!(since.elapsed() < limit(5_000), "{:?}", since.elapsed());
+    assert_eq!(report.total().closed.get(CloseReason::Forced), 0, "{report}");
+}
+
 fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("one")
 }
@@ -368,88 +422,3 @@ async fn whole(response: hyper::Result<Response<Incoming>>) -> Vec<u8> {
     assert_eq!(response.status(), 200);
     response.into_body().collect().await.expect("all of it").to_bytes().into()
 }
-
-/// A frame as RFC 9113 has it.
-struct Raw {
-    kind: u8,
-    flags: u8,
-    stream: u32,
-    payload: Vec<u8>,
-}
-
-/// Frames by hand, and what is answered to them.
-struct Frames {
-    client: Client,
-}
-
-impl Frames {
-    fn new(client: Client) -> Frames {
-        Frames { client }
-    }
-
-    fn greet(addr: SocketAddr) -> Frames {
-        let mut client = Client::connect(addr);
-        client.say(PREFACE);
-        client.say(frame(SETTINGS, 0, 0, &[]));
-        Frames { client }
-    }
-
-    /// The next frame; settings and pings are confirmed.
-    fn next(&mut self) -> Result<Raw, End> {
-        while self.client.rest.len() < 9 {
-            self.client.more()?;
-        }
-        let head = self.client.take(9)?;
-        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-        let payload = self.client.take(length as usize)?;
-        let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
-        if head[4] & ACK == 0 {
-            match head[3] {
-                SETTINGS => drop(self.client.say(frame(SETTINGS, ACK, 0, &[]))),
-                PING => drop(self.client.say(frame(PING, ACK, 0, &payload))),
-                _ => {}
-            }
-        }
-        Ok(Raw { kind: head[3], flags: head[4], stream, payload })
-    }
-
-    fn await_kind(&mut self, kind: u8) -> Raw {
-        loop {
-            match self.next() {
-                Ok(frame) if frame.kind == kind => return frame,
-                Ok(_) => {}
-                Err(end) => panic!("{end:?} before a frame of kind {kind}"),
-            }
-        }
-    }
-}
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = (payload.len() as u32).to_be_bytes();
-    let mut frame = vec![length[1], length[2], length[3], kind, flags];
-    frame.extend(stream.to_be_bytes());
-    frame.extend(payload);
-    frame
-}
-
-/// A GET without a body: indexed `:method` and `:scheme`, literal `:path` (RFC 7541, appendix A).
-fn request(stream: u32, path: &str) -> Vec<u8> {
-    let mut fields = vec![0x82, 0x86, 0x04, path.len() as u8];
-    fields.extend(path.as_bytes());
-    frame(HEADERS, END_STREAM | END_HEADERS, stream, &fields)
-}
-
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-const CONTINUATION: u8 = 9;
-const ACK: u8 = 1;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
-const REFUSED_STREAM: u32 = 7;
-const CANCEL: u32 = 8;
-const ENHANCE_YOUR_CALM: u32 = 11;

@@ -2,10 +2,12 @@
 
 use std::cell::Cell;
 use std::future::Future;
+use std::io::IoSlice;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
+use bytes::{Buf, Bytes};
 use http::header::{CONNECTION, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
@@ -122,12 +124,14 @@ impl Exchange {
     /// A request is at work.
     pub(super) fn begin(&self) {
         self.open.set(self.open.get() + 1);
+        self.answered.set(false);
         self.whole();
     }
 
     /// Its head has come, and the body is still to, as far as is known.
     fn begin_with_body(&self) {
         self.open.set(self.open.get() + 1);
+        self.answered.set(false);
         self.unfinished.set(true);
         self.has_body.set(true);
     }
@@ -150,6 +154,11 @@ impl Exchange {
         self.left_over.set(self.has_body.take());
         self.turn.set(Turn::Nobodys);
         self.link.set_free();
+    }
+
+    /// Requests that have not been answered to the end.
+    pub(super) fn open(&self) -> usize {
+        self.open.get()
     }
 
     fn end(&self) {
@@ -196,8 +205,15 @@ where
     }
 }
 
-/// A request that is at work until this is dropped.
+/// A request that is at work until this is dropped, and what was made of it.
 struct AtWork(Rc<Exchange>);
+
+impl Clone for AtWork {
+    fn clone(&self) -> AtWork {
+        self.0.open.set(self.0.open.get() + 1);
+        AtWork(Rc::clone(&self.0))
+    }
+}
 
 impl Drop for AtWork {
     fn drop(&mut self) {
@@ -260,15 +276,20 @@ pin_project! {
 }
 
 impl<B: Body> Body for Outgoing<B> {
-    type Data = B::Data;
+    type Data = Held<B::Data>;
     type Error = B::Error;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+    ) -> Poll<Option<Result<Frame<Held<B::Data>>, B::Error>>> {
         let this = self.project();
-        if *this.mute { Poll::Ready(None) } else { this.body.poll_frame(cx) }
+        if *this.mute {
+            return Poll::Ready(None);
+        }
+        let frame = ready!(this.body.poll_frame(cx));
+        let held = |data| Held { data, _at_work: this.at_work.clone() };
+        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(held))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -277,5 +298,34 @@ impl<B: Body> Body for Outgoing<B> {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+/// A piece of a body. hyper is done with the body as soon as it has the last piece, and may have to
+/// wait for long until the peer takes it: until then the request is at work.
+pub(super) struct Held<D> {
+    data: D,
+    _at_work: Option<AtWork>,
+}
+
+impl<D: Buf> Buf for Held<D> {
+    fn remaining(&self) -> usize {
+        self.data.remaining()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.data.chunk()
+    }
+
+    fn chunks_vectored<'a>(&'a self, pieces: &mut [IoSlice<'a>]) -> usize {
+        self.data.chunks_vectored(pieces)
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.data.advance(count);
+    }
+
+    fn copy_to_bytes(&mut self, count: usize) -> Bytes {
+        self.data.copy_to_bytes(count)
     }
 }

@@ -11,7 +11,7 @@ use crate::conn::Link;
 use crate::core::CoreRef;
 use crate::executor::Scope;
 use crate::table::Id;
-use crate::task::spawn_in;
+use crate::task::spawn_task;
 use crate::time::{Sleep, sleep};
 
 /// Runs hyper's tasks on the core of a connection, next to its handler; they end with it at the
@@ -44,7 +44,10 @@ where
 {
     #[track_caller]
     fn execute(&self, future: F) {
-        if spawn_in(&self.core, Scope::Child(self.id), Location::caller(), future).is_err() {
+        let future = Box::pin(async move {
+            future.await;
+        });
+        if spawn_task(&self.core, Scope::Child(self.id), Location::caller(), future).is_err() {
             self.core.borrow_mut().counters.tasks_refused.add(1);
         }
     }

@@ -80,7 +80,7 @@ impl SimDriver {
         if world.rng.percent(1) {
             world.step();
         }
-        !world.ready.is_empty()
+        !world.ready.is_empty() || world.orders.cries_wolf
     }
 
     pub(crate) fn waited_ns(&self) -> Option<u64> {

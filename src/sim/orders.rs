@@ -21,6 +21,8 @@ pub(crate) struct Orders {
     pub(crate) connects: VecDeque<Met>,
     /// What the next sends of datagrams answer.
     pub(crate) datagram_errors: VecDeque<i32>,
+    /// It says that there is work which it has done already.
+    pub(crate) cries_wolf: bool,
     /// One call of `enter` in so many is interrupted; 0 is none.
     pub(crate) interrupt_every: u64,
 }
@@ -35,6 +37,7 @@ impl Default for Orders {
             enter_errors: VecDeque::new(),
             connects: VecDeque::new(),
             datagram_errors: VecDeque::new(),
+            cries_wolf: false,
             interrupt_every: 0,
         }
     }

@@ -96,6 +96,21 @@ fn a_heartbeat_is_no_busy_loop_while_a_last_answer_is_on_its_way() {
     finish(&rig);
 }
 
+/// The kernel raises its flag after it has queued the work that the flag tells of, and a core that
+/// was quicker has done that by then. Until there is more, the flag means nothing.
+#[test]
+fn a_core_that_spins_blocks_where_the_kernel_tells_of_work_that_is_done() {
+    let config = config().spin_us(500).spin_shared(true);
+    let rig = Rig::by_hand(config, |_conn| async move { Ok(()) });
+    rig.world.borrow_mut().orders.cries_wolf = true;
+    for _ in 0..100 {
+        rig.turn();
+        assert_ne!(rig.world.borrow().last_wait(), Wait::No, "it goes round and round");
+    }
+    rig.world.borrow_mut().orders.cries_wolf = false;
+    finish(&rig);
+}
+
 /// Scenario 43, for a handler that never sends: the self-check holds the timer against the times.
 #[test]
 fn a_heartbeat_begins_with_the_first_byte_whatever_the_handler_does() {

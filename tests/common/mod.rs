@@ -8,6 +8,8 @@ pub mod client;
 pub mod example;
 pub mod exposition;
 pub mod filter;
+#[cfg(feature = "hyper")]
+pub mod frames;
 pub mod http;
 pub mod late;
 pub mod load;
