@@ -31,6 +31,9 @@ impl Server {
     ///
     /// What the accepted connections inherit is set on them (`SLIPRING_NODELAY`, keepalive, user
     /// timeout); their backlog is left as it is, and [`Server::before_bind`] does not see them.
+    /// They are made non-blocking, as a core must not wait for another one's connection. That is
+    /// `O_NONBLOCK` of the open file (fcntl(2)), so it holds, and stays, for whoever has the same
+    /// socket: an `accept` of theirs then fails with `WouldBlock` while nobody waits.
     ///
     /// # At the end
     /// Whoever has passed them in is taken to keep them open. So a drain just stops accepting:
@@ -55,7 +58,8 @@ impl Server {
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let kept = TcpListener::bind("127.0.0.1:7000")?;
     /// Server::new(Config::default()).listen_on([kept.try_clone()?], echo).run()?;
-    /// // Whoever connects now waits in the queue of `kept`.
+    /// // Whoever connects now waits in the queue of `kept`, whose `accept` is to block again.
+    /// kept.set_nonblocking(false)?;
     /// # Ok(())
     /// # }
     /// ```

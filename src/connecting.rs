@@ -197,6 +197,7 @@ impl Core {
         self.note_outcome();
         if attempt.retry.is_none() && attempt.socket.has_met_itself() {
             self.give_back_places();
+            self.accept_if_held_up();
             Failure::MetItself.count(&self.counters);
             return Err(Failure::MetItself);
         }

@@ -341,6 +341,12 @@ impl Control {
         self.seats.iter().zip(ended.iter()).map(up).collect()
     }
 
+    /// Why a core has failed, if one has.
+    #[cfg(feature = "systemd")]
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.lock().iter().flatten().find_map(|report| report.failure.clone())
+    }
+
     pub(crate) fn stats(&self) -> Stats {
         Stats { cores: self.seats.iter().map(|seat| seat.counters.snapshot()).collect() }
     }

@@ -87,10 +87,13 @@ impl Core {
         let open = self.listeners.iter().filter(|listener| listener.is_open()).count();
         let starved = self.listeners.iter().filter(|listener| listener.is_starved()).count();
         // Outbound ones go with the tasks that hold them, and what nobody uses any more, such as
-        // a pool of them, is nothing to wait for. What a UDP socket has sent is.
-        let held = self.table.len() - self.outbound.held + self.udp.leaving;
-        let connections = held + self.post.load.coming();
+        // a pool of them, is nothing to wait for. What was sent is.
+        let closing = self.table.len() - self.outbound.held + self.udp.leaving;
+        let mut connections = closing + self.post.load.coming();
         let tasks = self.tasks.waited_for();
+        if connections == 0 && tasks == 0 && self.drain.is_draining() {
+            connections = self.still_sending();
+        }
         let mut left =
             Left { listeners: open - starved, starved, connections, tasks, callers: false };
         let waits = self.drain.phase() == Phase::DrainConnections && left.is_quiet();
@@ -115,6 +118,13 @@ impl Core {
         if self.drain.phase() == Phase::DrainConnections {
             self.control.say_quiet(self.info.index, self.left().is_quiet());
         }
+    }
+
+    /// How many connections and UDP sockets have output that the kernel has not taken. Their
+    /// holders, such as a core's state, may be dropped only with the core.
+    fn still_sending(&self) -> usize {
+        let connections = self.table.iter().filter(|(_, entry)| entry.queued_bytes() > 0).count();
+        connections + self.udp.table.iter().filter(|(_, port)| port.sends > 0).count()
     }
 
     /// Goes a piece further over the connections, and over who waits for the drain.

@@ -54,7 +54,7 @@ where
 }
 
 /// A thread of the pool has inherited the CPU of the core that has started it.
-fn leave_the_cores_cpu() {
+pub(crate) fn leave_the_cores_cpu() {
     thread_local! {
         static LEFT: Cell<bool> = const { Cell::new(false) };
     }

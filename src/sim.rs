@@ -27,6 +27,7 @@ mod rng;
 mod seams;
 mod tests;
 mod udp;
+mod udp_ends;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

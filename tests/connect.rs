@@ -117,7 +117,7 @@ fn what_can_not_be_connected_to_is_an_error_with_a_remedy() {
         assert_eq!(error(text).kind(), ErrorKind::Config, "{text}");
     }
     let (kind, words) = if cfg!(feature = "blocking") {
-        (ErrorKind::Io, "no-such-host.invalid")
+        (ErrorKind::Unreachable, "no-such-host.invalid")
     } else {
         (ErrorKind::Unsupported, "feature `blocking`")
     };
@@ -167,13 +167,29 @@ fn the_local_address_is_the_one_that_was_asked_for() {
 
 #[test]
 #[cfg(feature = "blocking")]
-fn a_name_is_resolved_off_the_core() {
+fn a_name_is_resolved_off_the_core_and_its_cpu() {
     let (upstream, addr) = common::echo_server(config());
-    let client = Client::plain();
-    let name = format!("localhost:{}", addr.port());
-    client.run(move || async move { ask(name).await }).expect("an answer");
+    let client = Client::start(config().pin(Some(true)));
+    let cpus = |thread: &str| {
+        let status = std::fs::read_to_string(format!("/proc/self/task/{thread}/status")).ok()?;
+        let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+        Some((status.starts_with("Name:\tblocking-"), list.trim().to_owned()))
+    };
+    let (_, all) = cpus(&std::process::id().to_string()).expect("the main thread");
+    let mut asked = 0;
+    // A thread of the pool that has nothing to do stays for half a second.
+    wait_until("a thread is seen that has asked", || {
+        let name = format!("localhost:{}", addr.port());
+        client.run(move || async move { ask(name).await }).expect("an answer");
+        asked += 1;
+        let threads = std::fs::read_dir("/proc/self/task").expect("threads").flatten();
+        let threads = threads.filter_map(|it| cpus(&it.file_name().to_string_lossy()));
+        let pool: Vec<_> = threads.filter(|(of_the_pool, _)| *of_the_pool).collect();
+        assert!(pool.iter().all(|(_, list)| *list == all), "they may run on {pool:?} of {all}");
+        !pool.is_empty()
+    });
     client.end();
-    common::settle(upstream, 1);
+    common::settle(upstream, asked);
 }
 
 #[test]

@@ -39,7 +39,7 @@ use crate::time::timeout;
 /// and never evicted as such: its owner may wait for an answer. In a drain it ends when it is
 /// dropped, and at the deadline at the latest. A drain waits for the handlers and tasks that hold
 /// such connections; those that nobody uses any more, such as a pool in a core's state, are closed
-/// when everything else is done.
+/// when everything else is done and what was sent on them has left.
 ///
 /// # Errors
 /// * [`ErrorKind::Refused`]: nobody listens there; there is no such Unix socket.

@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 
 use crate::error::{Error, ErrorKind, Result};
+#[cfg(feature = "blocking")]
+use crate::offload::leave_the_cores_cpu;
 
 /// All addresses of `host:port`, in the order of getaddrinfo(3) (RFC 6724).
 ///
@@ -12,8 +14,16 @@ pub(super) async fn resolve(name: String) -> Result<Vec<SocketAddr>> {
     use std::net::ToSocketAddrs;
 
     let asked = name.clone();
-    let found = blocking::unblock(move || asked.to_socket_addrs().map(Iterator::collect)).await;
-    let found: Vec<_> = found.map_err(|error| Error::os(format!("resolve {name}"), error))?;
+    let look_up = move || {
+        leave_the_cores_cpu();
+        asked.to_socket_addrs().map(Iterator::collect)
+    };
+    let found: Vec<_> = blocking::unblock(look_up).await.map_err(|error| {
+        // What is not the system's answer is that of the lookup: EAI_NONAME, EAI_AGAIN.
+        let nowhere = error.raw_os_error().is_none();
+        let error = Error::os(format!("resolve {name}"), error);
+        if nowhere { error.with_kind(ErrorKind::Unreachable) } else { error }
+    })?;
     if found.is_empty() {
         let error = Error::new(ErrorKind::Unreachable, format!("resolve {name}"));
         return Err(error.because("the name has no address"));

@@ -5,12 +5,13 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::hands::{Gate, connect, finish, settle};
-use super::peer::{Fate, Peer};
+use super::hands::{Gate, connect, drain_for_a_second, finish, settle};
+use super::peer::{Fate, Manner, Peer};
 use super::rig::{House, Rig};
 use super::tests::for_seeds;
 use super::{Met, Rng, World};
 use crate::config::{Config, HalfClose};
+use crate::conn::Connection;
 use crate::error::ErrorKind;
 use crate::net;
 use crate::report::CloseReason;
@@ -303,4 +304,47 @@ fn what_is_connected_is_given_the_time_that_a_caller_leaves() {
     settle(&rig);
     assert_eq!((rig.stats().connects_cancelled, rig.stats().connects_timed_out), (1, 0));
     finish(&rig);
+}
+
+/// Whoever holds it, such as a core's state, may go only with the core: what was sent on it is
+/// waited for as long as there is time.
+#[test]
+fn a_drain_waits_for_what_was_sent_on_a_connection_that_outlives_its_handler() {
+    for in_time in [true, false] {
+        // It goes with the handler, when the core does.
+        let held = Rc::<RefCell<Vec<Connection>>>::default();
+        let config = Config::default().send_queue_bytes(1 << 20);
+        let rig = Rig::by_hand(config, move |client| {
+            let held = Rc::clone(&held);
+            async move {
+                let mut upstream = net::connect(ADDR).await?;
+                upstream.send(vec![7; 20_000]).await?;
+                held.borrow_mut().push(upstream);
+                drop(client);
+                Ok(())
+            }
+        });
+        connect(&rig);
+        upstream(&rig, Peer::half_close);
+        hear(&rig);
+        // One that is deaf is so when it is up to itself, too.
+        meet(&rig, Met::Peer(Peer::with(&mut Rng::new(0), Manner::Deaf, 0, 1)));
+        work(&rig, Kind::Connect);
+        work(&rig, Kind::Send);
+        drain_for_a_second(&rig);
+        assert_eq!((rig.stats().live, in_flight(&rig, Kind::Send)), (1, 1));
+        if in_time {
+            while in_flight(&rig, Kind::Send) > 0 {
+                upstream(&rig, Peer::take_output);
+                rig.world.borrow_mut().work_on(Kind::Send);
+                rig.turn();
+            }
+        }
+        finish(&rig);
+        let (stats, world) = (rig.stats(), rig.world.borrow());
+        let got = world.past().iter().map(|peer| peer.received.len()).sum::<usize>();
+        let reason = if in_time { CloseReason::Drained } else { CloseReason::Forced };
+        assert_eq!(got == 20_000, in_time, "{got} bytes");
+        assert_eq!(stats.closed.get(reason), 1, "{:?}", stats.closed);
+    }
 }

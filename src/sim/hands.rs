@@ -9,6 +9,7 @@ use std::task::{Poll, Waker};
 use super::peer::Peer;
 use super::rig::Rig;
 use crate::conn::Connection;
+use crate::drain::Phase;
 use crate::entry::Entry;
 use crate::error::{Error, ErrorKind, Result};
 use crate::table::Id;
@@ -142,6 +143,19 @@ pub(super) fn end_operations(rig: &Rig) {
 /// Looks at a connection that is still there.
 pub(super) fn entry(rig: &Rig, id: Id, look: impl FnOnce(&Entry)) {
     look(rig.core.borrow_mut().table.get(id).expect("it is still there"));
+}
+
+/// A second of a drain passes, and its listener is closed; what else is in flight stays so.
+pub(super) fn drain_for_a_second(rig: &Rig) {
+    rig.control.begin_drain_at(rig.world.borrow().now_ns() + 10_000_000_000);
+    for _ in 0..100 {
+        rig.world.borrow_mut().pass_ms(10);
+        assert!(rig.turn(), "it is down already");
+        for kind in [Kind::Cancel, Kind::Accept] {
+            rig.world.borrow_mut().work_on_all(kind);
+        }
+    }
+    assert_eq!(rig.core.borrow_mut().drain.phase(), Phase::DrainConnections);
 }
 
 /// The kernel works by itself again, and the core drains.

@@ -146,29 +146,6 @@ fn a_drain_ends_all_sockets_whatever_their_owners_do() {
     });
 }
 
-/// What was sent right before the owner's end, or the core's, has left when the core is down.
-#[test]
-fn what_a_handler_has_sent_with_its_last_breath_leaves() {
-    for_seeds("last breath", 200, |seed| {
-        let world = World::new(seed, 8, 256, Vec::new());
-        let rig = rig_in(&world, 0);
-        run_task(&rig, |socket| async move {
-            task::draining().await?;
-            for n in 0..20u8 {
-                socket.send_to(vec![n; 9], peer(0)).await?;
-            }
-            Ok(())
-        });
-        rig.turn();
-        rig.drain(1_000);
-        let world = world.borrow();
-        let sent: Vec<u8> = world.past_ports[0].sent.iter().map(|(_, bytes)| bytes[0]).collect();
-        let mut all = sent.clone();
-        all.sort_unstable();
-        assert_eq!(all, (0..20).collect::<Vec<u8>>());
-    });
-}
-
 #[test]
 fn a_datagram_that_is_longer_than_its_buffer_says_so_and_is_counted() {
     let (rig, kept) = by_hand_reader();
@@ -280,27 +257,6 @@ fn what_the_kernel_does_not_cut_is_sent_one_by_one() {
     }
 }
 
-/// A send that the kernel never answers ends with its socket's owner, a second later.
-#[test]
-fn a_send_that_finds_no_room_is_cancelled_a_second_after_its_owner_has_gone() {
-    let world = World::new(6, 8, 256, Vec::new());
-    world.borrow_mut().orders.by_hand = true;
-    let rig = rig_in(&world, 0);
-    run_task(&rig, |socket| async move { socket.send_to("stuck", peer(0)).await });
-    settle(&rig);
-    world.borrow_mut().pass_ms(900);
-    settle(&rig);
-    assert_eq!((world.borrow().in_flight(Kind::CancelDatagrams), rig.stats().udp_sockets), (0, 1));
-    world.borrow_mut().pass_ms(300);
-    settle(&rig);
-    for kind in [Kind::CancelDatagrams, Kind::SendDatagram] {
-        world.borrow_mut().work_on(kind);
-    }
-    settle(&rig);
-    assert_eq!((rig.stats().udp_sockets, rig.stats().datagrams_unsent), (0, 1));
-    finish(&rig);
-}
-
 /// An error is told once, in its place among the datagrams, and the receive goes on behind it.
 #[test]
 fn an_error_is_told_once_and_the_socket_goes_on() {
@@ -387,7 +343,7 @@ async fn meddle(socket: UdpSocket, mut rng: Rng, accepted: Rc<Cell<u64>>) -> Res
 }
 
 /// A core without peers over TCP, in a kernel with so many faults in a hundred.
-fn rig_in(world: &WorldRef, fault_percent: u64) -> Rig {
+pub(super) fn rig_in(world: &WorldRef, fault_percent: u64) -> Rig {
     let queue_bytes = if fault_percent == 0 { 10_000 } else { 1_000 };
     let config = Config::default().stall_ms(0).buffer_bytes(256).receive_queue_bytes(queue_bytes);
     let rig = Rig::with(WorldRef::clone(world), config, |_| async { Ok(()) });
@@ -397,7 +353,7 @@ fn rig_in(world: &WorldRef, fault_percent: u64) -> Rig {
 }
 
 /// A task with a socket of its own.
-fn run_task<F>(rig: &Rig, make: impl FnOnce(UdpSocket) -> F)
+pub(super) fn run_task<F>(rig: &Rig, make: impl FnOnce(UdpSocket) -> F)
 where
     F: Future<Output = Result<()>> + 'static,
 {
@@ -437,15 +393,15 @@ fn hear(rig: &Rig, datagrams: usize) {
     }
 }
 
-fn settle(rig: &Rig) {
+pub(super) fn settle(rig: &Rig) {
     super::hands::settle(rig);
 }
 
-fn finish(rig: &Rig) {
+pub(super) fn finish(rig: &Rig) {
     super::hands::finish(rig);
 }
 
-fn peer(n: u8) -> SocketAddr {
+pub(super) fn peer(n: u8) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, n], 1_000 + u16::from(n)))
 }
 

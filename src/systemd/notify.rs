@@ -48,8 +48,9 @@ impl Server {
     ///
     /// # Errors
     /// [`Server::start`] fails with [`ErrorKind::Config`] when a variable is malformed, with
-    /// [`ErrorKind::Unsupported`] for a socket that is not `AF_UNIX`, and with what the kernel
-    /// answers when `READY=1` can't be sent.
+    /// [`ErrorKind::Unsupported`] for a socket that is not `AF_UNIX`, with
+    /// [`ErrorKind::Panicked`] when a core fails before all of them accept, and with what the
+    /// kernel answers when `READY=1` can't be sent.
     ///
     /// # Examples
     ///
@@ -196,7 +197,10 @@ struct Herald {
 
 impl Herald {
     fn live(mut self, ready: &Sender<Result<()>>) {
-        let told = self.cores_are_up().and_then(|()| {
+        let told = self.cores_are_up().and_then(|up| {
+            if !up {
+                return Ok(());
+            }
             let cores = self.control.seats().len();
             let status = format!("serving on {cores} cores");
             self.notifier
@@ -228,8 +232,8 @@ impl Herald {
         self.tell_of_end();
     }
 
-    /// Every core has made a turn, so it accepts.
-    fn cores_are_up(&self) -> Result<()> {
+    /// Every core has made a turn, so it accepts. False when one has ended before, by a drain.
+    fn cores_are_up(&self) -> Result<bool> {
         let give_up = Instant::now() + UP_TIME_MAX;
         while self.control.turns().contains(&Some(0)) {
             if Instant::now() >= give_up {
@@ -238,7 +242,10 @@ impl Herald {
             }
             self.control.has_ended_within(UP_STEP);
         }
-        Ok(())
+        match self.control.failure() {
+            Some(failure) => Err(Error::new(ErrorKind::Panicked, "start a core").because(failure)),
+            None => Ok(self.control.turns().iter().all(Option::is_some)),
+        }
     }
 
     /// Asks the cores for a turn and tells the watchdog, as it is due. Returns when to look again.
@@ -308,3 +315,48 @@ const STATUS_EVERY: Duration = Duration::from_secs(1);
 const AFTERWARDS: Duration = Duration::from_secs(5);
 const UP_TIME_MAX: Duration = Duration::from_secs(10);
 const UP_STEP: Duration = Duration::from_millis(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::Seat;
+    use crate::post::{CoreBell, PostBox};
+    use crate::report::CoreReport;
+
+    /// A server of one core, that manager's word of it, and whether it counts as started.
+    fn start_with(name: &str, end: CoreReport) -> (Result<()>, String) {
+        let name = format!("slipring-notify-{}-{name}", std::process::id());
+        let address = SocketAddr::from_abstract_name(name).expect("a name");
+        let hears = UnixDatagram::bind_addr(&address).expect("bind");
+        let seat = Seat { cpu: 0, post: PostBox::new(CoreBell::Silent), counters: Arc::default() };
+        let control = Arc::new(Control::new(Instant::now(), vec![seat]));
+        control.begin_drain(Duration::from_secs(5));
+        control.report(0, end);
+        let socket = UnixDatagram::unbound().expect("a socket");
+        let notifier = Notifier { socket, manager: address, patience: None };
+        let on_error: Arc<NotifyHook> = Arc::new(|error| panic!("{error}"));
+        let started = start(&control, Prepared { notifier, on_error });
+        let started = started.map(|thread| thread.join().expect("no panic"));
+        hears.set_nonblocking(true).expect("set it");
+        let (mut heard, mut message) = (String::new(), [0; 1_000]);
+        while let Ok(bytes) = hears.recv(&mut message) {
+            heard += &String::from_utf8_lossy(&message[..bytes]);
+        }
+        (started, heard)
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no such sockets")]
+    fn a_core_that_ends_before_its_first_turn_is_not_ready() {
+        let failure = Some("no buffers".to_owned());
+        let (started, heard) = start_with("failed", CoreReport { failure, ..<_>::default() });
+        let error = started.expect_err("a core has failed");
+        assert_eq!(error.kind(), ErrorKind::Panicked);
+        assert!(error.to_string().contains("no buffers"), "{error}");
+        assert_eq!(heard, "");
+
+        let (started, heard) = start_with("drained", CoreReport::default());
+        started.expect("a drain is no failure");
+        assert!(!heard.contains("READY=1") && heard.contains("drained"), "{heard}");
+    }
+}

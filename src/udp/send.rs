@@ -149,7 +149,7 @@ impl Core {
                 false
             }
         };
-        if goes_on && !self.udp.over {
+        if goes_on && !self.udp.over && !port.is_given_up() {
             self.push_datagram(send, id, outgoing);
             return;
         }

@@ -66,7 +66,7 @@ pub(crate) struct Port {
     pub(super) last: Option<usize>,
     pub(super) readers: Waiters,
     /// Sends that have not ended, and their bytes.
-    pub(super) sends: usize,
+    pub(crate) sends: usize,
     pub(crate) send_bytes: usize,
     /// Why a send has failed, and to whom it was.
     pub(super) failure: Option<(Errno, Option<SocketAddr>)>,
@@ -99,6 +99,11 @@ impl Port {
             cuts: true,
             timer: None,
         }
+    }
+
+    /// Nobody holds it any more, and the time that its sends had since then is over.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.holds == 0 && self.timer.is_none()
     }
 
     /// Whether a receive has to rest until some of what it has brought was taken. After an error,
