@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# The library and its unit tests with each feature alone, and everything without any, compile without
-# a warning; with all of them clippy sees everything in .ci/run. scripts/release.sh also runs the
-# tests of each.
+# The library with each feature alone, and everything without any, compile without a warning; with all
+# of them clippy sees everything in .ci/run. scripts/release.sh also runs the tests of each.
 #
 #   scripts/features.sh [--list]
 #
@@ -25,6 +24,4 @@ check() {
 check --lib --tests --examples
 for feature in $features; do
     check --features "$feature" --lib
-    # With the unit tests.
-    check --features "$feature" --lib --profile test
 done
