@@ -29,6 +29,9 @@ done
 for program in redis-server redis-benchmark redis-cli; do
     command -v $program > /dev/null || { echo "kv-compare: $program is not installed" >&2; exit 2; }
 done
+for number in "$rounds" "$seconds"; do
+    [[ $number =~ ^[1-9][0-9]*$ ]] || { echo "kv-compare: $number: no whole number" >&2; exit 2; }
+done
 
 cargo build --release --example kv --manifest-path "$root/Cargo.toml"
 kv=${CARGO_TARGET_DIR:-$root/target}/release/examples/kv
