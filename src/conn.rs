@@ -222,10 +222,7 @@ impl Connection {
     /// message at hand and begin no other.
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        let Link { core, id } = self.link();
-        let core = core.borrow_mut();
-        let retired = core.table.get(*id).is_some_and(|entry| entry.deadlines.is_retired());
-        core.drain.is_draining() || retired
+        self.link().is_leaving()
     }
 
     /// How long until the drain drops the handler; `None` while no drain runs.
@@ -339,6 +336,13 @@ impl Link {
     /// Takes over the one hold that a new entry counts.
     pub(crate) fn first(core: CoreRef, id: Id) -> Link {
         Link { core, id }
+    }
+
+    /// Whether the message at hand is to be the last one.
+    pub(crate) fn is_leaving(&self) -> bool {
+        let core = self.core.borrow_mut();
+        let retired = || core.table.get(self.id).is_some_and(|it| it.deadlines.is_retired());
+        core.drain.is_draining() || retired()
     }
 
     /// Ends the connection with a reset.

@@ -60,13 +60,6 @@ impl Link {
         self.core.borrow_mut().stop_waiting(self.id);
     }
 
-    /// Whether no more requests are to follow.
-    pub(crate) fn is_leaving(&self) -> bool {
-        let core = self.core.borrow_mut();
-        let retired = || core.table.get(self.id).is_some_and(|it| it.deadlines.is_retired());
-        core.drain.is_draining() || retired()
-    }
-
     /// What the polling task is to do with the connection. It is woken when that changes, whether
     /// or not it waits for input.
     pub(crate) fn stance(&self, cx: &mut Context<'_>) -> Stance {
