@@ -1,7 +1,5 @@
 //! A slab with generations: the owner of everything that a core counts.
 
-use slab::Slab;
-
 use crate::token::GENERATION_MASK;
 
 /// Names one tenant of a slot; a later tenant of the same slot has another generation.
@@ -24,41 +22,55 @@ impl Id {
 /// Freed slots are reused last in, first out, so that the hot ones stay in cache.
 #[derive(Debug)]
 pub(crate) struct Table<T> {
-    slab: Slab<Tenant<T>>,
-    /// Of each slot's next tenant; of the one that is there, if one is.
-    generations: Vec<u32>,
+    slots: Vec<Slot<T>>,
+    /// The slot that was freed last, if one is free; each names the one freed before it.
+    free: u32,
+    len: usize,
 }
 
-/// Who is looked up most of the time is there, so its generation lies beside it.
 #[derive(Debug)]
-struct Tenant<T> {
+struct Slot<T> {
+    tenant: Option<T>,
+    /// That of the tenant; of the next one where there is none.
     generation: u32,
-    value: T,
+    /// While there is no tenant.
+    next_free: u32,
 }
 
 impl<T> Table<T> {
     pub(crate) fn new() -> Table<T> {
-        Table { slab: Slab::new(), generations: Vec::new() }
+        Table { slots: Vec::new(), free: NONE, len: 0 }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.slab.len()
+        self.len
     }
 
+    /// # Panics
+    /// With 2³² - 1 entries.
     pub(crate) fn insert(&mut self, value: T) -> Id {
         let id = self.next_id();
-        if id.index as usize == self.generations.len() {
-            self.generations.push(id.generation);
+        match self.slots.get_mut(id.index as usize) {
+            Some(slot) => {
+                self.free = slot.next_free;
+                slot.tenant = Some(value);
+            }
+            None => {
+                assert!(id.index < NONE, "too many entries");
+                let generation = id.generation;
+                self.slots.push(Slot { tenant: Some(value), generation, next_free: NONE });
+            }
         }
-        self.slab.insert(Tenant { generation: id.generation, value });
+        self.len += 1;
         id
     }
 
     /// The id that the next insert will give.
     pub(crate) fn next_id(&self) -> Id {
-        let index = self.slab.vacant_key();
-        let generation = self.generations.get(index).copied().unwrap_or(0);
-        Id { index: index as u32, generation }
+        match self.slots.get(self.free as usize) {
+            Some(slot) => Id { index: self.free, generation: slot.generation },
+            None => Id { index: self.slots.len() as u32, generation: 0 },
+        }
     }
 
     pub(crate) fn contains(&self, id: Id) -> bool {
@@ -66,57 +78,72 @@ impl<T> Table<T> {
     }
 
     pub(crate) fn get(&self, id: Id) -> Option<&T> {
-        let tenant = self.slab.get(id.index as usize)?;
-        (tenant.generation == id.generation).then_some(&tenant.value)
+        let slot = self.slots.get(id.index as usize)?;
+        slot.tenant.as_ref().filter(|_| slot.generation == id.generation)
     }
 
     pub(crate) fn get_mut(&mut self, id: Id) -> Option<&mut T> {
-        let tenant = self.slab.get_mut(id.index as usize)?;
-        (tenant.generation == id.generation).then_some(&mut tenant.value)
+        let slot = self.slots.get_mut(id.index as usize)?;
+        slot.tenant.as_mut().filter(|_| slot.generation == id.generation)
     }
 
     /// Removes the entry and makes every copy of its id stale.
     pub(crate) fn remove(&mut self, id: Id) -> Option<T> {
-        self.get(id)?;
-        let index = id.index as usize;
-        self.generations[index] = (id.generation + 1) & GENERATION_MASK;
-        Some(self.slab.remove(index).value)
+        let slot = self.slots.get_mut(id.index as usize)?;
+        let value = slot.tenant.take_if(|_| slot.generation == id.generation)?;
+        slot.generation = (id.generation + 1) & GENERATION_MASK;
+        slot.next_free = std::mem::replace(&mut self.free, id.index);
+        self.len -= 1;
+        Some(value)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Id, &T)> {
-        self.slab.iter().map(|(index, Tenant { generation, value })| {
-            (Id { index: index as u32, generation: *generation }, value)
-        })
+        let slots = self.slots.iter().enumerate();
+        slots.filter_map(|(index, slot)| Some((slot.id(index), slot.tenant.as_ref()?)))
     }
 
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (Id, &mut T)> {
-        self.slab.iter_mut().map(|(index, Tenant { generation, value })| {
-            (Id { index: index as u32, generation: *generation }, value)
-        })
+        let slots = self.slots.iter_mut().enumerate();
+        slots.filter_map(|(index, slot)| Some((slot.id(index), slot.tenant.as_mut()?)))
     }
 
     /// How many slots there are or have been, for a walk over them.
     pub(crate) fn slots(&self) -> usize {
-        self.generations.len()
+        self.slots.len()
     }
 
     /// Who has a slot now.
     pub(crate) fn id_at(&self, index: usize) -> Option<Id> {
-        let generation = *self.generations.get(index)?;
-        self.slab.contains(index).then_some(Id { index: index as u32, generation })
+        let slot = self.slots.get(index)?;
+        slot.tenant.as_ref().map(|_| slot.id(index))
+    }
+
+    /// Who has a slot now, if that is who is meant.
+    pub(crate) fn id_if(&self, index: u32, is_meant: impl FnOnce(&T) -> bool) -> Option<Id> {
+        let slot = self.slots.get(index as usize)?;
+        slot.tenant.as_ref().filter(|tenant| is_meant(tenant)).map(|_| slot.id(index as usize))
     }
 
     /// Moves all slots on to a generation, as if they had been reused so often.
     #[cfg(test)]
     pub(crate) fn age(&mut self, generation: u32) {
         assert_eq!(self.len(), 0, "whoever is there would lose its id");
-        self.generations.fill(generation);
+        self.slots.iter_mut().for_each(|slot| slot.generation = generation);
     }
 
     pub(crate) fn ids(&self) -> impl Iterator<Item = Id> {
         self.iter().map(|(id, _)| id)
     }
 }
+
+impl<T> Slot<T> {
+    fn id(&self, index: usize) -> Id {
+        Id { index: index as u32, generation: self.generation }
+    }
+}
+
+/// The end of the list of free slots.
+const NONE: u32 = u32::MAX;
 
 impl<T> Default for Table<T> {
     fn default() -> Table<T> {

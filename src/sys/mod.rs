@@ -13,11 +13,13 @@ pub(crate) mod filter;
 pub(crate) mod gather;
 #[cfg(feature = "systemd")]
 pub(crate) mod inherit;
+pub(crate) mod lazy;
 pub(crate) mod limits;
 mod pages;
 pub(crate) mod place;
 pub(crate) mod probe;
 mod ring;
+mod sends;
 pub(crate) mod signal;
 pub(crate) mod sock;
 pub(crate) mod thread;

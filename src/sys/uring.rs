@@ -24,6 +24,7 @@ use super::datagrams::Datagrams;
 use super::files::{Files, Leaving, NO_FILE};
 use super::gather::Gather;
 use super::ring::{ACCEPT_POLL_FIRST, RECV_MULTISHOT, Ring, with_ioprio};
+use super::sends::Sends;
 use super::wake::EventFd;
 use crate::driver::{Completion, DriverCounters, Group, Name, Op, Wait};
 use crate::refusal::RingAsked;
@@ -60,8 +61,8 @@ pub(crate) struct Uring {
     bufs: ManuallyDrop<Vec<BufRing>>,
     datagrams: ManuallyDrop<Datagrams>,
     files: Files,
-    /// Sends in flight, by slot. The kernel reads what they own.
-    sends: Vec<Option<Sending>>,
+    /// Sends in flight. The kernel reads what they own.
+    sends: Sends,
     /// Connects in flight. The kernel reads their addresses.
     connects: Connects,
     /// What found the submission queue full.
@@ -80,12 +81,6 @@ pub(crate) struct Uring {
     /// Some operations did not end when they were told to.
     given_up: bool,
     counters: DriverCounters,
-}
-
-#[derive(Debug)]
-struct Sending {
-    token: Token,
-    gather: Box<Gather>,
 }
 
 impl Uring {
@@ -112,7 +107,7 @@ impl Uring {
             bufs: ManuallyDrop::new(bufs),
             datagrams: ManuallyDrop::new(Datagrams::new()),
             files,
-            sends: Vec::new(),
+            sends: Sends::default(),
             connects: Connects::default(),
             backlog: VecDeque::new(),
             doorbell,
@@ -153,7 +148,11 @@ impl Uring {
                     .build()
                     .flags(squeue::Flags::BUFFER_SELECT)
             }
-            Op::Send { socket, gather } => self.send_entry(token, socket, gather),
+            Op::Send { socket, gather } => {
+                let entry = self.send_entry(token, socket, gather);
+                self.queue(entry);
+                return;
+            }
             Op::Hangup { socket: Name(fd) } => {
                 // No event is asked for: errors and hang-ups of either side are always reported.
                 opcode::PollAdd::new(Fd(fd), 0).build()
@@ -316,29 +315,15 @@ impl Uring {
 
     #[inline(always)]
     fn send_entry(&mut self, token: Token, Name(fd): Name, gather: Box<Gather>) -> squeue::Entry {
-        let slot = token.slot() as usize;
-        if slot >= self.sends.len() {
-            self.sends.resize_with(slot + 1, || None);
-        }
-        // Independent sends on one socket are not ordered, so a second one is a bug of ours.
-        assert!(self.sends[slot].is_none(), "two sends in flight on one connection");
         let direct = self.files.is_direct(token);
         if !direct && let Some(entry) = self.files.settle(token, fd) {
             self.queue(entry);
         }
         let (fd, place) = match direct {
-            true => (Fd(slot as i32), squeue::Flags::FIXED_FILE),
+            true => (Fd(token.slot() as i32), squeue::Flags::FIXED_FILE),
             false => (Fd(fd), squeue::Flags::empty()),
         };
-        let gather = &mut self.sends[slot].insert(Sending { token, gather }).gather;
-        let flags = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
-        let entry = match gather.single() {
-            Some(bytes) => {
-                opcode::Send::new(fd, bytes.as_ptr(), bytes.len() as u32).flags(flags).build()
-            }
-            None => opcode::SendMsg::new(fd, gather.header()).flags(flags as u32).build(),
-        };
-        entry.flags(place)
+        self.sends.begin(token, fd, gather).flags(place)
     }
 
     #[inline]

@@ -8,6 +8,7 @@ use io_uring::cqueue;
 
 use super::Uring;
 use crate::driver::{Completion, Errno, Group, Outcome, Queue, Socket};
+use crate::sys::sends::Sending;
 use crate::token::{Kind, Token};
 
 impl Uring {
@@ -21,7 +22,13 @@ impl Uring {
             let token = Token::from_bits(entry.user_data());
             let outcome = match token.kind() {
                 Some(Kind::Receive) => Some(self.received(Group::Small, &entry)),
-                Some(Kind::Send) => self.sent(token, last, &entry),
+                Some(Kind::Send) if last => match self.sends.end(token) {
+                    Some(Sending { token, gather }) => {
+                        let outcome = Outcome::Sent(result(&entry), gather);
+                        return Some(Completion { token, last, outcome });
+                    }
+                    None => self.stale(),
+                },
                 kind => self.outcome(token, kind, last, &entry),
             };
             if let Some(outcome) = outcome {
@@ -45,15 +52,6 @@ impl Uring {
             Ok(_) => lease.map(Some).ok_or(Errno(libc::EIO)),
             Err(errno) => Err(errno),
         })
-    }
-
-    #[inline(always)]
-    fn sent(&mut self, token: Token, last: bool, entry: &cqueue::Entry) -> Option<Outcome> {
-        let sending = self.sends.get_mut(token.slot() as usize);
-        match sending.and_then(|it| it.take_if(|sending| last && sending.token == token)) {
-            Some(sending) => Some(Outcome::Sent(result(entry), sending.gather)),
-            None => self.stale(),
-        }
     }
 
     /// What any other completion carries. `None`: it is nobody else's business, or belongs to
