@@ -6,24 +6,22 @@
 //! the core's mailbox, once until the core has seen it.
 
 use std::any::Any;
-use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::ptr;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, RawWakerVTable, Waker};
 
 use crate::core::{Core, CoreCell};
-use crate::post::{Message, Post};
+use crate::post::Post;
 use crate::ready::Ready;
 use crate::report::CloseReason;
 use crate::sys::clock::coarse_ms;
 use crate::sys::place::Place;
 use crate::table::{Id, Table};
+use crate::waker::{Lent, Remote, take_local_wakes};
 
 pub(crate) type LocalFuture = Pin<Box<dyn Future<Output = ()>>>;
 
@@ -60,6 +58,8 @@ pub(crate) struct Tasks {
     ready: Ready,
     /// The task that is being polled, and what its waker looks like.
     running: Option<(Id, WakerIdentity)>,
+    /// In use while tasks are polled.
+    lent: Option<Lent>,
     post: Post,
     /// Wakers to be used when nobody has the core borrowed: they may run anyone's code.
     foreign: Vec<Waker>,
@@ -77,10 +77,14 @@ struct Task {
     place: Place,
 }
 
+// Each connection has one.
+const _: () = assert!(size_of::<Task>() <= 56);
+
 /// What polling a task takes.
 pub(crate) struct Body {
     pub(crate) future: LocalFuture,
-    pub(crate) waker: Waker,
+    /// Its own waker, if it has kept one.
+    waker: Option<Waker>,
 }
 
 impl fmt::Debug for Body {
@@ -102,6 +106,7 @@ impl Tasks {
             detached: Vec::new(),
             ready: Ready::default(),
             running: None,
+            lent: None,
             post,
             foreign: Vec::new(),
             displaced: Vec::new(),
@@ -113,12 +118,9 @@ impl Tasks {
     }
 
     pub(crate) fn insert(&mut self, scope: Scope, place: Place, future: LocalFuture) -> Id {
-        let task = Task { body: None, queued: false, aborted: false, scope, place };
-        let id = self.table.insert(task);
-        let remote = Remote { id, posted: AtomicBool::new(false), post: Arc::clone(&self.post) };
-        let task = self.table.get_mut(id).expect("invariant: inserted above");
-        task.body = Some(Body { future, waker: Waker::from(Arc::new(remote)) });
-        self.make_ready(id);
+        let body = Some(Body { future, waker: None });
+        let id = self.table.insert(Task { body, queued: true, aborted: false, scope, place });
+        self.ready.push(id);
         id
     }
 
@@ -133,11 +135,9 @@ impl Tasks {
         }
     }
 
-    /// Another thread has woken a task. From here on its next wake-up is news again: the poll that
-    /// this one is about is still to come.
+    /// Another thread has woken a task.
     pub(crate) fn hear_wake(&mut self, remote: &Remote) {
-        remote.posted.swap(false, Ordering::AcqRel);
-        self.make_ready(remote.id);
+        self.make_ready(remote.hear());
     }
 
     /// Uses up what waits, leaving nobody.
@@ -198,17 +198,7 @@ impl Tasks {
 
     /// Takes in what wakers of this thread have left since.
     pub(crate) fn collect_local_wakes(&mut self) {
-        LOCAL.with(|local| {
-            if local.core.get() == Some(self.post.serial()) {
-                let mut woken = local.woken.borrow_mut();
-                if woken.is_empty() {
-                    return;
-                }
-                for id in woken.drain(..) {
-                    self.make_ready(id);
-                }
-            }
-        });
+        take_local_wakes(self.post.serial(), |id| self.make_ready(id));
     }
 
     pub(crate) fn has_wakers(&self) -> bool {
@@ -219,9 +209,9 @@ impl Tasks {
         !self.ready.is_empty() || !self.foreign.is_empty()
     }
 
-    /// Takes the next ready task out to be polled.
+    /// Takes the next ready task out to be polled, with its own waker or the one that is lent.
     #[inline]
-    pub(crate) fn start_next(&mut self) -> Option<(Id, Place, Body)> {
+    fn start_next(&mut self, lent: &Lent) -> Option<(Id, Place, Body)> {
         loop {
             let id = self.ready.pop().or_else(|| {
                 self.collect_local_wakes();
@@ -231,7 +221,8 @@ impl Tasks {
             task.queued = false;
             // A task that is being polled further up the stack is not polled again.
             let Some(body) = task.body.take() else { continue };
-            self.running = Some((id, identity(&body.waker)));
+            let waker = body.waker.as_ref().unwrap_or_else(|| lent.lend(id));
+            self.running = Some((id, identity(waker)));
             return Some((id, task.place, body));
         }
     }
@@ -274,6 +265,14 @@ impl Tasks {
         }
     }
 
+    /// The connection whose handler is being polled.
+    pub(crate) fn running_handler(&self) -> Option<Id> {
+        match self.table.get(self.running?.0)?.scope {
+            Scope::Handler(connection) => Some(connection),
+            _ => None,
+        }
+    }
+
     /// The connection that a task was spawned to end with.
     pub(crate) fn parent(&self, id: Id) -> Option<Id> {
         match self.table.get(id)?.scope {
@@ -309,54 +308,6 @@ impl Tasks {
     }
 }
 
-/// The part of a task that other threads may hold: it outlives the task, and knows only its id.
-pub(crate) struct Remote {
-    id: Id,
-    /// Whether a wake-up is on its way to the core already.
-    posted: AtomicBool,
-    post: Post,
-}
-
-impl std::task::Wake for Remote {
-    fn wake(self: Arc<Remote>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Remote>) {
-        // A thread that is ending may have lost its own list before it uses its last wakers.
-        let here = LOCAL.try_with(|local| {
-            let here = local.core.get() == Some(self.post.serial());
-            if here {
-                let mut woken = local.woken.borrow_mut();
-                if woken.last() != Some(&self.id) {
-                    woken.push(self.id);
-                }
-            }
-            here
-        });
-        if here != Ok(true) && !self.posted.swap(true, Ordering::AcqRel) {
-            // A core that is gone has no tasks to wake.
-            let _ = self.post.post(Message::Wake(Arc::clone(self)));
-        }
-    }
-}
-
-thread_local! {
-    static LOCAL: Local =
-        const { Local { core: Cell::new(None), woken: RefCell::new(Vec::new()) } };
-}
-
-/// What wakers find when they are used on a core's own thread.
-struct Local {
-    core: Cell<Option<u64>>,
-    woken: RefCell<Vec<Id>>,
-}
-
-/// Says which core this thread is, for as long as wakers may be used here.
-pub(crate) fn set_local_core(serial: Option<u64>) {
-    LOCAL.with(|local| local.core.set(serial));
-}
-
 /// The text of a panic, as far as it has one.
 pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
     panic
@@ -370,6 +321,7 @@ impl CoreCell {
     pub(crate) fn run_tasks(self: &Rc<CoreCell>) {
         let mut now_ms = coarse_ms();
         let mut core = self.borrow_mut();
+        let mut lent = core.tasks.lent.take().unwrap_or_else(|| Lent::new(&core.tasks.post));
         for _ in 0..core.settings.task_budget {
             if core.has_unburied() {
                 drop(core);
@@ -377,14 +329,17 @@ impl CoreCell {
                 now_ms = coarse_ms();
                 core = self.borrow_mut();
             }
-            let Some((id, place, mut body)) = core.tasks.start_next() else { break };
+            let Some((id, place, mut body)) = core.tasks.start_next(&lent) else { break };
             core.counters.running.set(place);
             core.counters.watch.poll_begins(now_ms);
             drop(core);
-            let mut cx = Context::from_waker(&body.waker);
+            let mut cx = Context::from_waker(body.waker.as_ref().unwrap_or(lent.waker()));
             let polled = catch_unwind(AssertUnwindSafe(|| body.future.as_mut().poll(&mut cx)));
             let polled = polled.map_err(discard_panic);
             core = self.borrow_mut();
+            if let Some(kept) = lent.leave_if_kept() {
+                body.waker = Some(kept);
+            }
             core.counters.polls.add(1);
             now_ms = coarse_ms();
             if core.counters.watch.poll_ends(place, now_ms) {
@@ -408,6 +363,7 @@ impl CoreCell {
                 }
             }
         }
+        core.tasks.lent = Some(lent);
         drop(core);
         self.bury();
         self.borrow_mut().tasks.collect_local_wakes();

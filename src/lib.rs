@@ -142,6 +142,7 @@ mod token;
 mod trace;
 mod udp;
 mod wait;
+mod waker;
 mod walk;
 mod watchdog;
 mod wheel;

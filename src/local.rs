@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use crate::core::CoreRef;
 use crate::error::{Error, ErrorKind, Result};
-use crate::executor::set_local_core;
+use crate::waker::set_local_core;
 
 thread_local! {
     static CURRENT: RefCell<Option<CoreRef>> = const { RefCell::new(None) };

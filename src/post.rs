@@ -8,13 +8,14 @@ use crate::audience::Notice;
 use crate::balance::Load;
 use crate::calls::Answer;
 use crate::cores::Errand;
-use crate::executor::{LocalFuture, Remote};
+use crate::executor::LocalFuture;
 use crate::inspect::Question;
 use crate::mailbox::{Bell, Mailbox};
 use crate::moves::Moved;
 use crate::stats::LINE_BYTES;
 use crate::sys::place::Place;
 use crate::sys::wake::EventFd;
+use crate::waker::Remote;
 
 /// What other threads send to a core.
 pub(crate) enum Message {
