@@ -21,7 +21,7 @@ use wheel::{Precision, TimerKey, Wheel};
 mod wheel;
 
 /// As large as the payload the wheel's node is laid out for.
-type Payload = [u64; 2];
+type Payload = [u32; 2];
 
 const LIVE: [usize; 3] = [1, 10_000, 1_000_000];
 const BATCH: usize = 1_000;
@@ -45,7 +45,7 @@ fn deadlines_ms(count: usize) -> Vec<u64> {
 
 fn filled(live: usize) -> (Wheel<Payload>, Vec<TimerKey>) {
     let mut wheel = Wheel::new(0);
-    let arm = |ms| wheel.insert(ms, Precision::Coarse, [ms, 0]);
+    let arm = |ms| wheel.insert(ms, Precision::Coarse, [ms as u32, 0]);
     let keys = deadlines_ms(live).into_iter().map(arm).collect();
     (wheel, keys)
 }
@@ -60,7 +60,7 @@ fn batches(wheel: &mut Wheel<Payload>, iterations: u64, time_insert: bool) -> Du
         let count = left.min(BATCH);
         let start = Instant::now();
         for &ms in &deadlines_ms[..count] {
-            keys.push(wheel.insert(ms, Precision::Coarse, [ms, 0]));
+            keys.push(wheel.insert(ms, Precision::Coarse, [ms as u32, 0]));
         }
         let armed = Instant::now();
         for key in keys.drain(..) {
@@ -89,7 +89,7 @@ fn arm(c: &mut Criterion) {
             let mut deadlines_ms = deadlines_ms(BATCH).into_iter().cycle();
             b.iter(|| {
                 let ms = deadlines_ms.next().unwrap();
-                let key = wheel.insert(ms, Precision::Coarse, [ms, 0]);
+                let key = wheel.insert(ms, Precision::Coarse, [ms as u32, 0]);
                 wheel.cancel(black_box(key))
             });
         });
@@ -102,7 +102,7 @@ fn arm(c: &mut Criterion) {
                 let key = &mut keys[order[turn % order.len()] as usize % live];
                 let payload = wheel.cancel(*key);
                 let ms = deadlines_ms[turn % BATCH];
-                *key = wheel.insert(ms, Precision::Coarse, [ms, 0]);
+                *key = wheel.insert(ms, Precision::Coarse, [ms as u32, 0]);
                 turn += 1;
                 payload
             });

@@ -69,7 +69,7 @@ impl Core {
         let since = |ms: u64| self.now_ms.saturating_sub(ms);
         self.audit.census.add(entry.state(), since(accepted_ms), since(progress_ms));
 
-        let timer_ms = entry.timer.and_then(|timer| self.wheel.deadline_ms(timer));
+        let timer_ms = self.wheel.deadline_ms(entry.timer);
         let latest_ms = self.next_deadline(id).map(|next| next.latest_ms);
         // What a shorter drain has brought nearer is put right by a walk.
         let late = timer_ms > latest_ms && self.walks.is_done();

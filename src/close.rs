@@ -51,6 +51,13 @@ impl Core {
         }
     }
 
+    /// The handler that is being polled did not succeed.
+    pub(crate) fn fail_running_handler(&mut self) {
+        if let Some(id) = self.tasks.running_handler() {
+            self.fail(id, CloseReason::HandlerError);
+        }
+    }
+
     /// Ends a connection that its handler has not: whoever waits for it is told.
     pub(crate) fn end(&mut self, id: Id, reason: CloseReason) {
         let Some(entry) = self.table.get_mut(id) else { return };
@@ -74,7 +81,7 @@ impl Core {
             socket.shut(Shut::Both);
         }
         self.tasks.wake(&mut entry.reader);
-        self.tasks.wake(&mut entry.writer);
+        self.tasks.wake(&mut entry.take_writer());
         self.tell_watchers(id);
         let Some(entry) = self.table.get_mut(id) else { return };
         // A handler has a moment to notice a deadline, and as long as an idle connection to
@@ -163,7 +170,7 @@ impl Core {
         let Some(entry) = self.table.get_mut(id) else { return };
         entry.linger = Linger::Now;
         let (until_ms, mark) = (self.now_ms + self.settings.linger_ms, u64::MAX);
-        entry.lingering = Some(Box::new(Lingering { until_ms, mark, bytes: 0 }));
+        entry.company().lingering = Some(Lingering { until_ms, mark, bytes: 0 });
         let armed = entry.receive == Receive::Armed;
         self.note_lingering(id);
         self.arm_linger(id);
@@ -176,7 +183,7 @@ impl Core {
     fn arm_linger(&mut self, id: Id) {
         let Some(entry) = self.table.get_mut(id) else { return };
         let soon_ms = if entry.unread_seen { u64::MAX } else { self.now_ms + LINGER_STEP_MS };
-        let linger_ms = entry.lingering.as_ref().map_or(0, |lingering| lingering.until_ms);
+        let linger_ms = entry.lingering().map_or(0, |lingering| lingering.until_ms);
         entry.deadlines.enter_last_stage(Expired::Linger, linger_ms.min(soon_ms));
         self.arm_deadline(id);
     }
@@ -186,9 +193,11 @@ impl Core {
     pub(crate) fn go_on_lingering(&mut self, id: Id) {
         let verdict = self.look_at_output(id);
         let Some(entry) = self.table.get_mut(id) else { return };
-        let Some(lingering) = &mut entry.lingering else { return };
+        let lifetime_end_ms = entry.deadlines.lifetime_end_ms(&self.limits);
+        let unread_seen = entry.unread_seen;
         let unsent = entry.socket.as_ref().map_or(0, Socket::unsent_bytes);
         let taken = entry.socket.as_ref().map_or(0, |it| it.acknowledged_bytes(entry.bytes_out).0);
+        let Some(lingering) = entry.lingering() else { return };
         let moved = std::mem::replace(&mut lingering.mark, taken) != taken;
         if unsent > 0 && verdict == Verdict::TooSlow {
             self.end(id, CloseReason::MinRate);
@@ -196,9 +205,9 @@ impl Core {
         }
         if unsent > 0 && moved {
             let until_ms = self.now_ms + self.settings.linger_ms;
-            lingering.until_ms = until_ms.min(entry.deadlines.lifetime_end_ms(&self.limits));
+            lingering.until_ms = until_ms.min(lifetime_end_ms);
         }
-        if (entry.unread_seen || unsent > 0) && self.now_ms < lingering.until_ms {
+        if (unread_seen || unsent > 0) && self.now_ms < lingering.until_ms {
             self.arm_linger(id);
         } else {
             self.stop_lingering(id);
@@ -209,9 +218,10 @@ impl Core {
     pub(crate) fn throw_away(&mut self, id: Id, bytes: usize) {
         let Some(entry) = self.table.get_mut(id) else { return };
         entry.unread_seen = true;
-        let Some(lingering) = &mut entry.lingering else { return };
+        let now = entry.linger == Linger::Now;
+        let Some(lingering) = entry.lingering() else { return };
         lingering.bytes += bytes as u64;
-        if entry.linger == Linger::Now && lingering.bytes > self.settings.linger_bytes {
+        if now && lingering.bytes > self.settings.linger_bytes {
             self.stop_lingering(id);
         }
     }
@@ -228,10 +238,8 @@ impl Core {
     fn remove(&mut self, id: Id) {
         let Some(mut entry) = self.table.remove(id) else { return };
         self.tasks.discard(Some(std::mem::take(&mut entry.reader)));
-        self.tasks.discard(Some(std::mem::take(&mut entry.writer)));
-        if let Some(timer) = entry.timer {
-            self.wheel.cancel(timer);
-        }
+        self.tasks.discard(Some(entry.take_writer()));
+        self.wheel.cancel(entry.timer);
         let raced = entry.dismissed.is_some() && entry.unread_seen;
         self.counters.idle_races.add(u64::from(raced));
         self.forget(&mut entry);

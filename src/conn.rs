@@ -14,8 +14,10 @@ use crate::deadline::DeadlineKind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::executor::Scope;
 use crate::listen::Handler;
+use crate::local;
 use crate::report::CloseReason;
 use crate::split::{ReadHalf, WriteHalf};
+use crate::sys::lazy::Lazy;
 use crate::table::Id;
 use crate::task::{JoinHandle, spawn_in};
 
@@ -383,19 +385,18 @@ where
     let handle = Rc::new(handle);
     Rc::new(move |link| {
         let handle = Rc::clone(&handle);
-        Box::pin(async move {
-            let (core, id) = (Rc::clone(&link.core), link.id);
-            // The handler holds the connection from here on, and may drop it early. What is made in
-            // the block takes no room in this future, of which every connection has one.
-            let handling = {
-                let conn = Connection::new(link);
-                handle(conn)
-            };
-            if handling.await.is_err() {
-                core.borrow_mut().fail(id, CloseReason::HandlerError);
-            }
-        })
+        // The handler holds the connection from its first poll on, and may drop it early.
+        Box::pin(Lazy::new(move || handle(Connection::new(link)), note_failure))
     })
+}
+
+/// Said by the task of a handler, as whose it is known to the core.
+fn note_failure(result: Result<()>) {
+    if result.is_err()
+        && let Ok(core) = local::current("note a failure")
+    {
+        core.borrow_mut().fail_running_handler();
+    }
 }
 
 /// A time limit in milliseconds.

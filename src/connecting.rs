@@ -145,7 +145,7 @@ impl Core {
         let socket = socket.map_err(|error| Failure::of(&error))?;
         // The timer names the attempt, so the attempt's place is taken first.
         let id = self.outbound.attempts.next_id();
-        let timer = self.wheel.insert(deadline_ms, Precision::Exact, Timer::Connect(id));
+        let timer = self.wheel.insert(deadline_ms, Precision::Exact, Timer::Connect(id.index));
         let mut attempt = Connecting {
             socket,
             in_flight: 0,
@@ -240,7 +240,9 @@ impl Core {
     }
 
     /// Its deadline has come, or the time to try again.
-    pub(crate) fn on_connect_timer(&mut self, id: Id) {
+    pub(crate) fn on_connect_timer(&mut self, slot: u32, timer: TimerKey) {
+        let attempts = &self.outbound.attempts;
+        let Some(id) = attempts.id_if(slot, |attempt| attempt.timer == timer) else { return };
         let Some(attempt) = self.outbound.attempts.get_mut(id) else { return };
         if self.now_ms < attempt.deadline_ms {
             self.try_again(id);
@@ -312,7 +314,7 @@ impl Core {
         if let Some(attempt) = self.outbound.attempts.get_mut(id)
             && !self.wheel.rearm(attempt.timer, at_ms)
         {
-            attempt.timer = self.wheel.insert(at_ms, Precision::Exact, Timer::Connect(id));
+            attempt.timer = self.wheel.insert(at_ms, Precision::Exact, Timer::Connect(id.index));
         }
     }
 

@@ -63,14 +63,15 @@ pub(crate) struct CoreCell {
     serial: u64,
 }
 
-/// What the wheel of a core reminds it of.
+/// What the wheel of a core reminds it of, by its slot: whether the slot's tenant is still the one
+/// that is meant, the timer's key tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Timer {
-    Connection(Id),
-    Sleeper(Id),
+    Connection(u32),
+    Sleeper(u32),
     Listener(u32),
-    Connect(Id),
-    UdpSocket(Id),
+    Connect(u32),
+    UdpSocket(u32),
     Audit,
     Pressure,
 }
@@ -407,17 +408,13 @@ impl Core {
     fn expire_some(&mut self, most: usize, ended: &mut usize) -> bool {
         let mut fired = std::mem::take(&mut self.fired);
         let more = self.wheel.expire(self.now_ms, most, &mut fired);
-        for (_, timer) in fired.drain(..) {
+        for (key, timer) in fired.drain(..) {
             match timer {
-                Timer::Connection(id) => *ended += usize::from(self.on_deadline(id)),
-                Timer::Sleeper(id) => {
-                    if let Some(mut sleeper) = self.sleepers.remove(id) {
-                        self.tasks.wake(&mut sleeper.wake);
-                    }
-                }
+                Timer::Connection(slot) => *ended += usize::from(self.on_deadline(slot, key)),
+                Timer::Sleeper(slot) => self.wake_sleeper(slot, key),
                 Timer::Listener(index) => self.accept_again(index),
-                Timer::Connect(id) => self.on_connect_timer(id),
-                Timer::UdpSocket(id) => self.on_socket_deadline(id),
+                Timer::Connect(slot) => self.on_connect_timer(slot, key),
+                Timer::UdpSocket(slot) => self.on_socket_deadline(slot, key),
                 Timer::Audit => self.begin_audit(),
                 Timer::Pressure => self.end_rest(),
             }
@@ -481,6 +478,7 @@ impl fmt::Debug for CoreCell {
 }
 
 pub(crate) const NS_PER_MS: u64 = 1_000_000;
+const _: () = assert!(size_of::<Timer>() == 8);
 const WAIT_NS_MAX: u64 = 3_600_000_000_000;
 /// Connections that deadlines end in one turn.
 const ENDED_MAX: usize = 16;

@@ -55,7 +55,9 @@ pub(crate) struct Deadlines {
     /// much the peer had taken before that began.
     output_ms: u64,
     output_bytes: u64,
-    last_stage: Option<(Expired, u64)>,
+    /// The last stage, if it is in one, and when that is over.
+    last_stage: Option<Expired>,
+    last_stage_ms: u64,
     rare: Option<Box<Rare>>,
     /// Where it stands among all connections, to spread what would come to all at once.
     jitter: u16,
@@ -114,6 +116,7 @@ impl Deadlines {
             output_ms: NEVER,
             output_bytes: 0,
             last_stage: None,
+            last_stage_ms: NEVER,
             rare: with_heartbeat.then(|| Box::new(Rare { heartbeat, ..Rare::default() })),
             jitter,
             unawaited_ms: 0,
@@ -327,7 +330,7 @@ impl Deadlines {
 
     /// From now on only this deadline counts.
     pub(crate) fn enter_last_stage(&mut self, stage: Expired, until_ms: u64) {
-        self.last_stage = Some((stage, until_ms));
+        (self.last_stage, self.last_stage_ms) = (Some(stage), until_ms);
     }
 
     /// None is waited for any more.
@@ -366,8 +369,8 @@ impl Deadlines {
 
     /// The deadline that passes first if nothing more happens; in a last stage, when that is over.
     pub(crate) fn first(&self, limits: &Limits, waits: bool) -> (u64, Option<DeadlineKind>) {
-        if let Some((_, until_ms)) = self.last_stage {
-            return (until_ms, None);
+        if self.last_stage.is_some() {
+            return (self.last_stage_ms, None);
         }
         let lifetime = (self.lifetime_end_ms(limits), DeadlineKind::Lifetime);
         let first = self.running(limits, waits).min_by_key(|(at_ms, _)| *at_ms);
@@ -393,7 +396,8 @@ impl Deadlines {
 
     /// The earliest moment at which something may have to be done, and what. There always is one.
     pub(crate) fn next(&self, limits: &Limits, moment: Moment) -> Next {
-        if let Some((expired, at_ms)) = self.last_stage {
+        if let Some(expired) = self.last_stage {
+            let at_ms = self.last_stage_ms;
             return Next { at_ms, latest_ms: at_ms, expired };
         }
         let expired = match self.retired_until_ms() {
@@ -476,7 +480,7 @@ const KINDS_THAT_END: [DeadlineKind; 5] = [
 
 const NEVER: u64 = u64::MAX;
 
-const _: () = assert!(size_of::<Deadlines>() <= 96);
+const _: () = assert!(size_of::<Deadlines>() <= 88);
 
 /// How often a write stall's time is divided by looks; it ends at most two of them late.
 const LOOKS: u64 = 8;

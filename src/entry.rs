@@ -37,11 +37,9 @@ pub(crate) struct Entry {
     /// Input that came after the handler had finished.
     pub(crate) unread_seen: bool,
     pub(crate) linger: Linger,
-    pub(crate) lingering: Option<Box<Lingering>>,
 
     /// Received and not yet taken; nothing while that is nothing, as it is most of the time.
     pub(crate) input: Option<Box<Input>>,
-    pub(crate) input_bytes: usize,
     /// What is queued behind the send in flight.
     pub(crate) output: Option<Box<Gather>>,
     /// How much the send in flight carries; 0 when none is.
@@ -51,8 +49,8 @@ pub(crate) struct Entry {
     /// On the list of those to be flushed at the end of the turn.
     pub(crate) dirty: bool,
 
+    /// Who waits for input.
     pub(crate) reader: Wake,
-    pub(crate) writer: Wake,
 
     /// Why it was ended, if not by its handler.
     pub(crate) ended: Option<CloseReason>,
@@ -85,7 +83,7 @@ pub(crate) struct Entry {
 
     pub(crate) deadlines: Deadlines,
     /// The one reminder in the wheel, and when it comes at the latest.
-    pub(crate) timer: Option<TimerKey>,
+    pub(crate) timer: TimerKey,
     pub(crate) timer_ms: u64,
 
     pub(crate) handler: Option<Id>,
@@ -101,6 +99,9 @@ pub(crate) struct Company {
     pub(crate) source: Option<Source>,
     /// Those of the core's drain waiters that wait for the connection's end as well.
     pub(crate) watchers: Vec<Id>,
+    /// Who waits for room in the output queue, or for its end.
+    pub(crate) writer: Wake,
+    pub(crate) lingering: Option<Lingering>,
 }
 
 /// Where the receive of a connection stands.
@@ -159,15 +160,12 @@ impl Entry {
             unacknowledged: false,
             unread_seen: false,
             linger: Linger::NotYet,
-            lingering: None,
             input: None,
-            input_bytes: 0,
             output: None,
             sending_bytes: 0,
             dirty: false,
             wants_memory: false,
             reader: Wake::Nobody,
-            writer: Wake::Nobody,
             ended: None,
             resets: false,
             tied: false,
@@ -182,7 +180,7 @@ impl Entry {
             bytes_in: 0,
             bytes_out: 0,
             deadlines,
-            timer: None,
+            timer: TimerKey::NONE,
             timer_ms: 0,
             handler: None,
             company: None,
@@ -219,6 +217,20 @@ impl Entry {
         }
     }
 
+    /// Whoever waits for output to leave.
+    pub(crate) fn take_writer(&mut self) -> Wake {
+        self.company.as_mut().map(|company| std::mem::take(&mut company.writer)).unwrap_or_default()
+    }
+
+    pub(crate) fn lingering(&mut self) -> Option<&mut Lingering> {
+        self.company.as_mut()?.lingering.as_mut()
+    }
+
+    /// Bytes that were received and no handler has taken.
+    pub(crate) fn input_bytes(&self) -> usize {
+        self.input.as_ref().map_or(0, |input| input.bytes())
+    }
+
     /// Bytes that a handler has sent and the kernel has not taken.
     pub(crate) fn queued_bytes(&self) -> usize {
         self.sending_bytes + self.output.as_ref().map_or(0, |gather| gather.bytes())
@@ -236,6 +248,9 @@ impl Entry {
         self.ended.or(self.failed).unwrap_or(finished)
     }
 }
+
+// Each idle connection has one.
+const _: () = assert!(size_of::<Entry>() <= 216);
 
 /// In place of a listener's number: it was not accepted.
 pub(crate) const OUTBOUND: u16 = u16::MAX;

@@ -7,7 +7,7 @@ use crate::entry::{Entry, Receive};
 use crate::executor::Wake;
 use crate::report::CloseReason;
 use crate::table::Id;
-use crate::wheel::Precision;
+use crate::wheel::{Precision, TimerKey};
 
 impl Core {
     /// Makes the wheel remind us of the connection's earliest deadline, if it would do so later.
@@ -15,19 +15,14 @@ impl Core {
         let Some(next) = self.next_deadline(id) else { return };
         let Some(entry) = self.table.get_mut(id) else { return };
         let at_ms = next.at_ms;
-        if entry.timer.is_some() && entry.timer_ms <= next.latest_ms {
+        if entry.timer != TimerKey::NONE && entry.timer_ms <= next.latest_ms {
             return;
         }
         // The latest that the wheel may make of it.
         entry.timer_ms = at_ms.saturating_add(at_ms.saturating_sub(self.now_ms) / 8);
-        match entry.timer {
-            Some(timer) => {
-                self.wheel.rearm(timer, at_ms);
-            }
-            None => {
-                let timer = self.wheel.insert(at_ms, Precision::Coarse, Timer::Connection(id));
-                entry.timer = Some(timer);
-            }
+        if !self.wheel.rearm(entry.timer, at_ms) {
+            let timer = Timer::Connection(id.index);
+            entry.timer = self.wheel.insert(at_ms, Precision::Coarse, timer);
         }
     }
 
@@ -73,8 +68,7 @@ impl Core {
     pub(crate) fn begin_message(&mut self, id: Id) {
         let stamp_ms = self.stamp_ms;
         if let Some(entry) = self.table.get_mut(id) {
-            let unread = entry.input_bytes as u64;
-            let began_bytes = entry.bytes_in - unread;
+            let began_bytes = entry.bytes_in - entry.input_bytes() as u64;
             entry.deadlines.begin_message(stamp_ms, Opened::ByLayer, began_bytes);
             self.arm_deadline(id);
         }
@@ -121,10 +115,11 @@ impl Core {
 
     /// The wheel reminds us of a connection. Most of the time it has been active since. True if its
     /// time is over.
-    pub(crate) fn on_deadline(&mut self, id: Id) -> bool {
+    pub(crate) fn on_deadline(&mut self, slot: u32, timer: TimerKey) -> bool {
+        let Some(id) = self.table.id_if(slot, |entry| entry.timer == timer) else { return false };
         let Some(next) = self.next_deadline(id) else { return false };
         let Some(entry) = self.table.get_mut(id) else { return false };
-        entry.timer = None;
+        entry.timer = TimerKey::NONE;
         // Its first byte may be among what the kernel has told of and nobody has heard.
         let unheard = self.more_completions && self.now_ms < next.at_ms + UNHEARD_MS;
         let postponed = unheard && next.expired == Expired::Kind(DeadlineKind::FirstByte);

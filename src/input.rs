@@ -10,11 +10,14 @@ pub(crate) struct Input {
     first: Option<Chunk>,
     /// Empty while there is no first one.
     rest: VecDeque<Chunk>,
+    /// How many there are in all of them.
+    bytes: usize,
 }
 
 impl Input {
     #[inline]
     pub(crate) fn push(&mut self, chunk: Chunk) {
+        self.bytes += chunk.len();
         if self.first.is_none() {
             self.first = Some(chunk);
         } else {
@@ -25,11 +28,18 @@ impl Input {
     #[inline]
     pub(crate) fn pop(&mut self) -> Option<Chunk> {
         let next = if self.rest.is_empty() { None } else { self.rest.pop_front() };
-        std::mem::replace(&mut self.first, next)
+        let chunk = std::mem::replace(&mut self.first, next)?;
+        self.bytes -= chunk.len();
+        Some(chunk)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         self.first.is_none()
+    }
+
+    /// How many bytes there are.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// How many chunks there are.
@@ -60,7 +70,8 @@ mod tests {
                 );
                 went = came.min(went + 1);
             }
-            assert_eq!((input.len(), input.is_empty()), (usize::from(came - went), came == went));
+            let left = usize::from(came - went);
+            assert_eq!((input.len(), input.bytes(), input.is_empty()), (left, left, left == 0));
         }
     }
 }

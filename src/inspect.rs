@@ -262,7 +262,7 @@ impl Core {
             without_progress: since(entry.deadlines.progress_ms()),
             bytes_in: entry.bytes_in,
             bytes_out: entry.bytes_out,
-            bytes_unread: entry.input_bytes as u64,
+            bytes_unread: entry.input_bytes() as u64,
             bytes_queued: entry.queued_bytes() as u64,
             deadline,
             deadline_in: left(at_ms),

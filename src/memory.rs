@@ -75,7 +75,7 @@ impl Core {
             let waiter = self.memory.waiters.pop().and_then(|id| self.table.get_mut(id));
             if let Some(entry) = waiter {
                 entry.wants_memory = false;
-                self.tasks.wake(&mut entry.writer);
+                self.tasks.wake(&mut entry.take_writer());
             }
         }
     }

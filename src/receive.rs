@@ -42,7 +42,6 @@ impl Core {
             if input.is_empty() {
                 self.spare_inputs.extend(entry.input.take());
             }
-            entry.input_bytes -= chunk.len();
             self.memory.give_back(chunk.len());
             if entry.receive == Receive::Off {
                 self.resume_receive(id);
@@ -125,7 +124,7 @@ impl Core {
         let half = if self.memory.is_short() { 0 } else { self.settings.receive_queue_bytes / 2 };
         if let Some(entry) = self.table.get_mut(id)
             && entry.receive == Receive::Off
-            && entry.input_bytes <= half
+            && entry.input_bytes() <= half
             && entry.input.as_ref().is_none_or(|input| input.len() <= CHUNKS_MAX / 2)
             && entry.ended.is_none()
         {
@@ -342,15 +341,15 @@ impl Entry {
     fn take_in(&mut self, lease: Lease, spare: impl FnOnce() -> Box<Input>) {
         self.rearmed = false;
         self.farewell = false;
-        self.input_bytes += lease.len();
         let input = self.input.get_or_insert_with(spare);
         input.push(Chunk::new(lease));
     }
 
     /// Whether its handler has to catch up before more is received.
     fn is_full(&self, receive_queue_bytes: usize) -> bool {
-        self.input_bytes > receive_queue_bytes
-            || self.input.as_ref().is_some_and(|input| input.len() >= CHUNKS_MAX)
+        self.input
+            .as_ref()
+            .is_some_and(|input| input.bytes() > receive_queue_bytes || input.len() >= CHUNKS_MAX)
     }
 
     /// Why an operation of this connection has failed.
@@ -362,8 +361,9 @@ impl Entry {
 
     /// Forgets what was received and nobody will read, and says how much that was.
     pub(crate) fn discard_input(&mut self) -> usize {
-        self.unread_seen |= self.input.take().is_some();
-        std::mem::take(&mut self.input_bytes)
+        let input = self.input.take();
+        self.unread_seen |= input.is_some();
+        input.map_or(0, |input| input.bytes())
     }
 }
 

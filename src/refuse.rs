@@ -99,7 +99,7 @@ impl Core {
     pub(crate) fn forget(&mut self, entry: &mut Entry) {
         self.refused -= usize::from(entry.is_refused());
         self.note_gone(entry);
-        self.memory.give_back(entry.input_bytes + entry.queued_bytes());
+        self.memory.give_back(entry.input_bytes() + entry.queued_bytes());
         if let Some(source) = entry.company.as_mut().and_then(|company| company.source.take()) {
             self.forget_source(source);
         }

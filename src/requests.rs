@@ -83,7 +83,7 @@ impl Core {
         let Some(entry) = self.table.get_mut(id) else { return };
         entry.busy = false;
         entry.deadlines.told(self.now_ms);
-        let taken = entry.bytes_in - entry.input_bytes as u64;
+        let taken = entry.bytes_in - entry.input_bytes() as u64;
         let SoFar { ms, from_bytes } = so_far.unwrap_or(SoFar { ms: 0, from_bytes: taken });
         let since_ms = stamp_ms.saturating_sub(ms);
         entry.deadlines.begin_message(since_ms, Opened::ByLayer, from_bytes);

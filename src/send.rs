@@ -97,7 +97,7 @@ impl Core {
         if entry.queued_bytes() == 0 {
             return Poll::Ready(Ok(()));
         }
-        self.tasks.register(&mut entry.writer, cx.waker());
+        self.tasks.register(&mut entry.company().writer, cx.waker());
         Poll::Pending
     }
 
@@ -120,7 +120,7 @@ impl Core {
                     entry.wants_memory = true;
                     self.memory.wait_for(id);
                 }
-                self.tasks.register(&mut entry.writer, cx.waker());
+                self.tasks.register(&mut entry.company().writer, cx.waker());
                 Poll::Pending
             }
         }
@@ -194,7 +194,7 @@ impl Core {
         if gather.is_empty() {
             let queued = entry.queued_bytes();
             if queued == 0 || queued < self.settings.send_queue_bytes / 2 {
-                self.tasks.wake(&mut entry.writer);
+                self.tasks.wake(&mut entry.take_writer());
             }
             let over = entry.is_closing() || entry.ended.is_some() || entry.finishing;
             if queued > 0 {

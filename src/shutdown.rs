@@ -193,7 +193,7 @@ impl Core {
     fn remove_forced(&mut self, id: Id, leak: bool) {
         if let Some(mut entry) = self.table.remove(id) {
             self.tasks.discard(Some(std::mem::take(&mut entry.reader)));
-            self.tasks.discard(Some(std::mem::take(&mut entry.writer)));
+            self.tasks.discard(Some(entry.take_writer()));
             if leak {
                 // The kernel may still use the descriptor: never close it.
                 std::mem::forget(entry.socket.take());

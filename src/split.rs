@@ -322,10 +322,9 @@ impl Link {
     }
 
     pub(crate) fn write(&self, mut bytes: &[u8]) -> impl Future<Output = Result<()>> {
-        let Link { core, id } = self;
         poll_fn(move |cx| {
             while !bytes.is_empty() {
-                let count = ready!(core.borrow_mut().poll_write(*id, bytes, cx))?;
+                let count = ready!(self.core.borrow_mut().poll_write(self.id, bytes, cx))?;
                 bytes = &bytes[count..];
             }
             Poll::Ready(Ok(()))
@@ -333,15 +332,13 @@ impl Link {
     }
 
     pub(crate) fn flush(&self) -> impl Future<Output = Result<()>> {
-        let Link { core, id } = self;
-        poll_fn(|cx| core.borrow_mut().poll_flush(*id, cx))
+        poll_fn(move |cx| self.core.borrow_mut().poll_flush(self.id, cx))
     }
 
     pub(crate) fn shutdown(&self) -> impl Future<Output = Result<()>> {
-        let Link { core, id } = self;
-        poll_fn(|cx| {
-            core.borrow_mut().finish(*id);
-            core.borrow_mut().poll_flush(*id, cx)
+        poll_fn(move |cx| {
+            self.core.borrow_mut().finish(self.id);
+            self.core.borrow_mut().poll_flush(self.id, cx)
         })
     }
 }

@@ -187,9 +187,17 @@ impl Core {
         let deadline_ms = deadline_ns.div_ceil(NS_PER_MS);
         // The timer names its sleeper, so the sleeper's place is taken first.
         let id = self.sleepers.next_id();
-        let timer = self.wheel.insert(deadline_ms, Precision::Exact, Timer::Sleeper(id));
+        let timer = self.wheel.insert(deadline_ms, Precision::Exact, Timer::Sleeper(id.index));
         self.sleepers.insert(Sleeper { wake: Wake::Nobody, timer });
         id
+    }
+
+    /// A sleeper's time has come.
+    pub(crate) fn wake_sleeper(&mut self, slot: u32, timer: TimerKey) {
+        let id = self.sleepers.id_if(slot, |sleeper| sleeper.timer == timer);
+        if let Some(mut sleeper) = id.and_then(|id| self.sleepers.remove(id)) {
+            self.tasks.wake(&mut sleeper.wake);
+        }
     }
 
     fn remove_sleeper(&mut self, id: Id) {

@@ -224,12 +224,12 @@ fn the_self_check_finds_each_fault_that_is_injected() {
     type Fault = (&'static str, fn(&mut Core, &mut World, Id));
     let faults: [Fault; 7] = [
         ("has no timer", |core, _, id| {
-            let timer = core.table.get(id).and_then(|entry| entry.timer);
-            core.wheel.cancel(timer.expect("it has one"));
+            let timer = core.table.get(id).map(|entry| entry.timer);
+            core.wheel.cancel(timer.expect("it is there"));
         }),
         ("a timer after its deadline", |core, _, id| {
-            let timer = core.table.get(id).and_then(|entry| entry.timer);
-            core.wheel.rearm(timer.expect("it has one"), u64::MAX / 2);
+            let timer = core.table.get(id).map(|entry| entry.timer);
+            core.wheel.rearm(timer.expect("it is there"), u64::MAX / 2);
         }),
         ("no owner", |core, _, id| {
             let entry = core.table.get_mut(id).expect("it is there");

@@ -435,7 +435,7 @@ fn a_receiver_that_is_paused_holds_no_more_than_its_queue_and_hears_of_a_reset()
     }
     assert_eq!(rig.stats().pauses, 1);
     entry(&rig, id, |entry| {
-        assert!(entry.input_bytes <= 1024 + 256 * 3, "{} bytes", entry.input_bytes)
+        assert!(entry.input_bytes() <= 1024 + 256 * 3, "{} bytes", entry.input_bytes())
     });
     assert_eq!(rig.world.borrow().in_flight(Kind::Receive), 0);
     assert_eq!(rig.world.borrow().in_flight(Kind::Hangup), 1, "nobody would notice its peer's end");

@@ -169,7 +169,8 @@ impl Rig {
         for (id, entry) in core.table.iter() {
             let in_flight = world.operations_of(id.index, id.generation);
             assert_eq!(usize::from(entry.in_flight), in_flight, "in flight on {entry:?}");
-            assert!(entry.timer.is_some(), "a connection without a deadline: {entry:?}");
+            let timed = core.wheel.deadline_ms(entry.timer).is_some();
+            assert!(timed, "a connection without a deadline: {entry:?}");
             operations += in_flight;
         }
         let of_sockets: usize = core.udp.table.iter().map(|(_, port)| port.in_flight).sum();
@@ -194,7 +195,7 @@ impl Rig {
         let open = sockets + listeners + unreaped + others;
         assert_eq!(open, world.open_sockets(), "descriptors");
 
-        let queued = core.table.iter().map(|(_, entry)| entry.input_bytes + entry.queued_bytes());
+        let queued = core.table.iter().map(|(_, entry)| entry.input_bytes() + entry.queued_bytes());
         let ports = core.udp.table.iter().map(|(_, port)| port.input_bytes + port.send_bytes);
         assert_eq!(queued.chain(ports).sum::<usize>(), core.memory.used(), "memory");
 

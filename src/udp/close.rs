@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::table::Id;
 use crate::udp::send::send_token;
 use crate::udp::sockets::Port;
-use crate::wheel::Precision;
+use crate::wheel::{Precision, TimerKey};
 
 impl Core {
     /// Takes a socket over that somebody holds once.
@@ -44,7 +44,8 @@ impl Core {
         }
         if port.sends > 0 {
             let at_ms = self.now_ms + SENDS_MS_MAX;
-            port.timer = Some(self.wheel.insert(at_ms, Precision::Coarse, Timer::UdpSocket(id)));
+            port.timer =
+                Some(self.wheel.insert(at_ms, Precision::Coarse, Timer::UdpSocket(id.index)));
         }
         self.udp.leaving += 1;
         self.advance_socket_close(id);
@@ -64,7 +65,8 @@ impl Core {
     }
 
     /// Cancels the sends of a socket that nobody holds and that the kernel does not take.
-    pub(crate) fn on_socket_deadline(&mut self, id: Id) {
+    pub(crate) fn on_socket_deadline(&mut self, slot: u32, timer: TimerKey) {
+        let Some(id) = self.udp.table.id_if(slot, |port| port.timer == Some(timer)) else { return };
         let Some(port) = self.udp.table.get_mut(id) else { return };
         port.timer = None;
         let sends = self.udp.sends.iter().filter(|(_, of)| **of == id);
