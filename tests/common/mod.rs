@@ -111,8 +111,10 @@ pub fn length() -> u64 {
 /// has open: as long as it is held, no other test of the program has one.
 pub fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
-    // Another test's failure is not this one's.
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+    // Another test's failure is not this one's, nor is its load.
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    late::forget();
+    turn
 }
 
 /// Says that a test, or a part of it, is not run here or in a weaker form, and why: in one line on

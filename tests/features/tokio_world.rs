@@ -137,6 +137,7 @@ fn a_socket_of_tokio_carries_every_byte_from_a_handler_and_back() {
 #[test]
 fn wakes_from_its_threads_arrive_at_once_and_none_is_lost() {
     late::watch();
+    late::forget();
     let (asks, mut asked) = mpsc::unbounded_channel::<(bool, oneshot::Sender<Instant>)>();
     let latencies = Arc::new(Mutex::new(Vec::new()));
     let runtime = runtime();
