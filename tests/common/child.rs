@@ -14,8 +14,8 @@ pub fn role() -> Option<String> {
     std::env::var("RING_TEST_CHILD").ok()
 }
 
-/// Starts the test of that name, of the file that calls, again, in a process that is to play a role:
-/// what it runs through is a program and its arguments, or nothing.
+/// Starts the test of that name again, which is in the file that calls, in a process that is to
+/// play a role: what it runs through is a program and its arguments, or nothing.
 #[track_caller]
 pub fn again(test: &str, role: &str, through: &[&str]) -> Command {
     let this = std::env::current_exe().expect("the path of this test");

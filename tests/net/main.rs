@@ -1,5 +1,5 @@
-//! Sockets beyond those of a TCP listener: outbound, proxied, of datagrams, on paths; and peers that
-//! vanish from a real link, in processes of their own.
+//! Sockets beyond those of a TCP listener: outbound, proxied, of datagrams, on paths; and peers
+//! that vanish from a real link, in processes of their own.
 //!
 //! Its tests run beside each other.
 

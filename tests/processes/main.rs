@@ -1,6 +1,7 @@
-//! Servers in processes of their own, which this program is started again as: signals, kills, limits
-//! and surroundings that belong to a whole process. The processes of the tests disturb each other no
-//! more than they would from several programs, so that they run beside each other.
+//! Servers in processes of their own, which this program is started again as: signals, kills,
+//! limits and surroundings that belong to a whole process.
+//!
+//! Its tests run beside each other, as only the processes that they start are signalled.
 
 #[path = "../common/mod.rs"]
 mod common;
