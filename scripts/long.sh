@@ -23,7 +23,7 @@ turns/fairness 1 with the ratio that is promised of an optimized build (S63, C9)
 turns/overload 5 rounds at the limits (S61, C7)
 processes/servers 3 restarts and kills (S26, S34, C38)
 descriptors/restart 5 restarts (S25)
-processes/sigterm 5 signals (S20)
+turns/sigterm 5 signals (S20)
 storms 5 storms of signals and wakes (C32, C37)
 runtime/wake 5 lost wakes
 '

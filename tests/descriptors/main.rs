@@ -7,7 +7,6 @@
 #[path = "../common/mod.rs"]
 mod common;
 
-mod close_now;
 mod connect_leaks;
 mod direct;
 mod inspect_many;

@@ -395,7 +395,7 @@ const MAY_SLEEP: &[(&str, &str)] = &[
     ("tests/turns/many.rs", "very many connections take their time"),
     ("tests/turns/overload.rs", "for a while nothing may happen"),
     ("tests/descriptors/restart.rs", "a predecessor takes its time to die"),
-    ("tests/processes/sigterm.rs", "a load is to be under way, and a drain must not end yet"),
+    ("tests/turns/sigterm.rs", "a load is to be under way, and a drain must not end yet"),
     ("tests/net/vanish.rs", "a peer reads nothing for a while"),
     ("tests/soak", "some of its clients are slow, and what grows takes time to"),
     ("tests/turns/spin.rs", "for a while nothing may happen"),

@@ -12,6 +12,7 @@ mod backlog;
 mod balance;
 #[cfg(feature = "blocking")]
 mod blocking;
+mod close_now;
 mod deadlines;
 mod drain;
 mod drain_phases;
@@ -23,6 +24,7 @@ mod many;
 mod memory;
 mod overload;
 mod retire;
+mod sigterm;
 mod spin;
 mod stalls;
 mod stop_accept;

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::common::load::{Load, Outcome, Outcomes, answer_one, may_filter};
-use crate::common::{config, free_address, length, limit, wait_until};
+use crate::common::{config, free_address, length, limit, turn, wait_until};
 use slipring::{Connection, DrainReport, Server};
 use socket2::{Domain, SockRef, Socket, Type};
 
@@ -61,6 +61,7 @@ enum End {
 
 #[test]
 fn sigterm_ends_a_thousand_connections_in_every_state_within_the_deadline() {
+    let _turn = turn();
     let mut took = Vec::new();
     for round in 0..ROUNDS * length() {
         took.push(one_round(round));
@@ -138,6 +139,7 @@ fn one_round(round: u64) -> Duration {
 /// Scenario 20, case 35.
 #[test]
 fn a_second_signal_forces() {
+    let _turn = turn();
     let mut server = ServerProcess::start("patient");
     let mut clients: Vec<_> = STATES.iter().map(|state| Client::new(server.addr, *state)).collect();
     for client in &mut clients {
@@ -162,6 +164,7 @@ fn a_second_signal_forces() {
 /// Case 35. Clients connect as fast as they can, and nobody of them knows of the signal.
 #[test]
 fn a_sigterm_in_a_burst_of_connects_leaves_nobody_without_an_answer() {
+    let _turn = turn();
     const TEST: &str = "a_sigterm_in_a_burst_of_connects_leaves_nobody_without_an_answer";
     let behind_the_filter = may_filter(TEST);
     let total = Outcomes::default();
