@@ -119,7 +119,7 @@ impl Core {
             return;
         }
         let Some(entry) = self.table.get_mut(id) else { return };
-        if entry.receive == Receive::Parked {
+        if matches!(entry.receive, Receive::Parked | Receive::Resting) {
             entry.receive = Receive::Off;
         }
         self.cancel_receive(id);

@@ -114,6 +114,9 @@ pub(crate) struct Core {
     pub(crate) dirty: Vec<Id>,
     /// Connections whose last hold was dropped in this turn.
     pub(crate) released: Vec<Id>,
+    /// Connections whose receive rests since this turn, and since the last one.
+    pub(crate) resting: Vec<Id>,
+    pub(crate) rested: Vec<Id>,
     /// Connections that wait for receive buffers, first come first served.
     pub(crate) parked: VecDeque<Id>,
     /// Emptied output queues, for the next who sends.
@@ -213,6 +216,8 @@ impl Core {
                 counters,
                 dirty: Vec::new(),
                 released: Vec::new(),
+                resting: Vec::new(),
+                rested: Vec::new(),
                 parked: VecDeque::new(),
                 spare: Vec::new(),
                 spare_inputs: Vec::new(),
@@ -250,6 +255,7 @@ impl Core {
     fn exchange(&mut self) -> Result<()> {
         self.close_released();
         self.flush_outputs();
+        self.arm_rested();
         self.rearm_parked();
         self.rearm_parked_sockets();
         let now_ns = self.driver.now_ns();
@@ -316,6 +322,7 @@ impl Core {
         let busy = self.more_completions
             || self.tasks.has_ready()
             || !self.graveyard.is_empty()
+            || !self.rested.is_empty()
             || !self.outbox.is_empty()
             || self.listeners.iter().any(Listener::is_taking)
             || !self.mail.is_empty()
