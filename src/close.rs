@@ -32,7 +32,12 @@ impl Core {
             for child in entry.take_children() {
                 self.graveyard.extend(self.tasks.abort(child));
             }
-            self.advance_close(id);
+            // Of one that has ended before only the entry is left.
+            if entry.socket.is_some() {
+                self.advance_close(id);
+            } else {
+                self.remove(id);
+            }
         }
     }
 
@@ -87,7 +92,9 @@ impl Core {
         };
         let until_ms = self.now_ms.saturating_add(grace_ms);
         entry.deadlines.enter_last_stage(Expired::Grace, until_ms);
-        self.arm_deadline(id);
+        if entry.timer.is_none() || entry.timer_ms > until_ms {
+            self.arm_deadline(id);
+        }
         self.advance_close(id);
     }
 
