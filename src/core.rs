@@ -148,6 +148,8 @@ pub(crate) struct Core {
     pub(crate) more_completions: bool,
     /// How many completions the last turn has heard.
     pub(crate) heard: u32,
+    /// How many more this turn may hear; the end of a connection uses up several.
+    pub(crate) hears: u32,
     /// What has come from other threads and is still to be heard.
     pub(crate) mail: VecDeque<Message>,
     /// What is to leave for other cores at the end of the turn.
@@ -236,6 +238,7 @@ impl Core {
                 audit: Audit::default(),
                 more_completions: false,
                 heard: 0,
+                hears: 0,
                 mail: VecDeque::new(),
                 outbox: Outbox::default(),
                 calls: Calls::default(),
@@ -279,9 +282,11 @@ impl Core {
         self.pauses.back(self.now_ns, self.driver.is_ready());
         self.wheel.advance(self.now_ms);
         let mut heard = 0;
-        while heard < self.settings.completion_budget
+        self.hears = self.settings.completion_budget;
+        while self.hears > 0
             && let Some(completion) = self.driver.next()
         {
+            self.hears -= 1;
             self.dispatch(completion);
             heard += 1;
         }

@@ -172,7 +172,8 @@ impl Core {
                     return self.after_receive(id);
                 }
                 entry.sizing.received(bytes, lease.left_some(), self.settings.bulk_bytes());
-                let first = !entry.deadlines.has_first_byte();
+                // From now on it may have to be asked for signs of life.
+                let asks = !entry.deadlines.has_first_byte() && entry.deadlines.has_heartbeat();
                 entry.deadlines.received(self.stamp_ms);
                 self.tasks.wake(&mut entry.reader);
                 entry.take_in(lease, || self.spare_inputs.pop().unwrap_or_default());
@@ -188,8 +189,7 @@ impl Core {
                 }
                 let goes_on = entry.receive == Receive::Armed && !entry.is_outgrown();
                 self.take_memory(bytes);
-                if first {
-                    // From now on it may have to be asked for signs of life.
+                if asks {
                     self.arm_deadline(id);
                 }
                 if rests || (goes_on && !full && !self.memory.is_short()) {
