@@ -188,7 +188,7 @@ variables! {
         /// Deadlines handled in one turn of a core; of those that end a connection, 16 at most.
         EXPIRY_BUDGET expiry_budget: u32 = 256, [deadlines: 1..=65_536];
 
-        /// Completions handled in one turn of a core.
+        /// Completions handled in one turn of a core; to end a connection counts for 16.
         COMPLETION_BUDGET completion_budget: u32 = 1_024, [completions: 16..=65_536];
 
         /// How long a core that has nothing to do looks out for news before it blocks, while recent

@@ -115,6 +115,9 @@ pub(crate) struct Core {
     pub(crate) dirty: Vec<Id>,
     /// Connections whose last hold was dropped in this turn.
     pub(crate) released: Vec<Id>,
+    /// Connections whose receive rests since this turn, and since the last one.
+    pub(crate) resting: Vec<Id>,
+    pub(crate) rested: Vec<Id>,
     /// Connections that wait for receive buffers, first come first served.
     pub(crate) parked: VecDeque<Id>,
     /// Emptied output queues, for the next who sends.
@@ -146,6 +149,8 @@ pub(crate) struct Core {
     pub(crate) more_completions: bool,
     /// How many completions the last turn has heard.
     pub(crate) heard: u32,
+    /// How many more this turn may hear; the end of a connection uses up several.
+    pub(crate) hears: u32,
     /// What has come from other threads and is still to be heard.
     pub(crate) mail: VecDeque<Message>,
     /// What is to leave for other cores at the end of the turn.
@@ -214,6 +219,8 @@ impl Core {
                 counters,
                 dirty: Vec::new(),
                 released: Vec::new(),
+                resting: Vec::new(),
+                rested: Vec::new(),
                 parked: VecDeque::new(),
                 spare: Vec::new(),
                 spare_inputs: Vec::new(),
@@ -232,6 +239,7 @@ impl Core {
                 audit: Audit::default(),
                 more_completions: false,
                 heard: 0,
+                hears: 0,
                 mail: VecDeque::new(),
                 outbox: Outbox::default(),
                 calls: Calls::default(),
@@ -251,6 +259,7 @@ impl Core {
     fn exchange(&mut self) -> Result<()> {
         self.close_released();
         self.flush_outputs();
+        self.arm_rested();
         self.rearm_parked();
         self.rearm_parked_sockets();
         let now_ns = self.driver.now_ns();
@@ -274,9 +283,11 @@ impl Core {
         self.pauses.back(self.now_ns, self.driver.is_ready());
         self.wheel.advance(self.now_ms);
         let mut heard = 0;
-        while heard < self.settings.completion_budget
+        self.hears = self.settings.completion_budget;
+        while self.hears > 0
             && let Some(completion) = self.driver.next()
         {
+            self.hears -= 1;
             self.dispatch(completion);
             heard += 1;
         }
@@ -317,6 +328,7 @@ impl Core {
         let busy = self.more_completions
             || self.tasks.has_ready()
             || !self.graveyard.is_empty()
+            || !self.rested.is_empty()
             || !self.outbox.is_empty()
             || self.listeners.iter().any(Listener::is_taking)
             || !self.mail.is_empty()

@@ -314,6 +314,11 @@ impl Deadlines {
         self.rare.as_ref()?.retired_until_ms
     }
 
+    /// Whether it may have to be asked for signs of life.
+    pub(crate) fn has_heartbeat(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.heartbeat.is_some())
+    }
+
     fn heartbeat(&mut self) -> Option<&mut Heartbeat> {
         self.rare.as_mut()?.heartbeat.as_mut()
     }
@@ -421,9 +426,20 @@ impl Deadlines {
     }
 
     fn consider_output(&self, limits: &Limits, next: &mut Next) {
-        if !self.has_output() {
-            return;
+        if self.has_output() {
+            let (at_ms, step_ms) = self.next_look(limits, self.output_ms);
+            next.consider(at_ms, step_ms, Expired::Output);
         }
+    }
+
+    /// When output that begins now has to be looked at.
+    pub(crate) fn first_look(&self, limits: &Limits, now_ms: u64) -> Next {
+        let (at_ms, step_ms) = self.next_look(limits, now_ms);
+        Next::new(at_ms, step_ms, Expired::Output)
+    }
+
+    /// When to look at the output next that began then, and how long that is after the last look.
+    fn next_look(&self, limits: &Limits, began_ms: u64) -> (u64, u64) {
         let behind = self.rare.as_ref().and_then(|rare| rare.output);
         let rate = limits.rate;
         let mut step_ms = (self.limit_ms(limits, DeadlineKind::WriteStall) / LOOKS).max(1);
@@ -431,9 +447,8 @@ impl Deadlines {
             let of_rate_ms = if behind.is_some() { rate.step_ms() } else { rate.grace_ms };
             step_ms = step_ms.min(of_rate_ms);
         }
-        let looked_ms = behind.map_or(self.output_ms, |backlog| backlog.pace.looked_ms());
-        let at_ms = looked_ms.saturating_add(step_ms);
-        next.consider(at_ms, step_ms, Expired::Output);
+        let looked_ms = behind.map_or(began_ms, |backlog| backlog.pace.looked_ms());
+        (looked_ms.saturating_add(step_ms), step_ms)
     }
 
     fn consider_input(&self, limits: &Limits, next: &mut Next) {

@@ -1,5 +1,6 @@
 //! What a core knows of one connection.
 
+use crate::asking::Asking;
 use crate::deadline::Deadlines;
 use crate::driver::Socket;
 use crate::executor::Wake;
@@ -24,6 +25,7 @@ pub(crate) struct Entry {
     /// Its receive ends with every answer.
     pub(crate) receives_once: bool,
     pub(crate) sizing: Sizing,
+    pub(crate) asking: Asking,
     /// The poll for a broken connection, while the receive is paused or waits for buffers.
     pub(crate) hangup: Hangup,
     /// The peer has ended its side.
@@ -112,6 +114,8 @@ pub(crate) enum Receive {
     Armed,
     /// A cancellation is under way.
     Cancelling,
+    /// Has answered once, and is armed again a turn later.
+    Resting,
     /// Waits for receive buffers.
     Parked,
     /// Nothing will come any more.
@@ -153,6 +157,7 @@ impl Entry {
             rearmed: false,
             receives_once: false,
             sizing: Sizing::new(),
+            asking: Asking::new(),
             hangup: Hangup::Off,
             eof: false,
             finishing: false,
@@ -251,7 +256,7 @@ impl Entry {
 
 // Each idle connection has one; the simulator's sockets take more.
 #[cfg(not(test))]
-const _: () = assert!(size_of::<Entry>() <= 216);
+const _: () = assert!(size_of::<Entry>() <= 224);
 
 /// In place of a listener's number: it was not accepted.
 pub(crate) const OUTBOUND: u16 = u16::MAX;

@@ -12,9 +12,21 @@ use crate::wheel::{Precision, TimerKey};
 impl Core {
     /// Makes the wheel remind us of the connection's earliest deadline, if it would do so later.
     pub(crate) fn arm_deadline(&mut self, id: Id) {
+        self.arm_deadline_by(id, u64::MAX);
+    }
+
+    /// Makes the wheel remind us of a new connection so soon that its first output, which most have
+    /// at once, need not arm it again.
+    pub(crate) fn arm_first_deadline(&mut self, id: Id) {
+        let Some(entry) = self.table.get(id) else { return };
+        let by_ms = entry.deadlines.first_look(&self.limits, self.now_ms).at_ms;
+        self.arm_deadline_by(id, by_ms);
+    }
+
+    fn arm_deadline_by(&mut self, id: Id, by_ms: u64) {
         let Some(next) = self.next_deadline(id) else { return };
         let Some(entry) = self.table.get_mut(id) else { return };
-        let at_ms = next.at_ms;
+        let at_ms = next.at_ms.min(by_ms);
         if entry.timer != TimerKey::NONE && entry.timer_ms <= next.latest_ms {
             return;
         }

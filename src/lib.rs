@@ -47,6 +47,7 @@ macro_rules! traced {
 #[cfg(feature = "admin")]
 mod admin;
 mod adopt;
+mod asking;
 mod audience;
 mod audit;
 mod balance;

@@ -156,10 +156,13 @@ impl Core {
 
     /// Takes what is queued at the listeners, within the turn's budget.
     pub(crate) fn take_connections(&mut self) {
+        if !self.listeners.iter().any(Listener::is_taking) {
+            return;
+        }
         let listeners = self.listeners.len();
         let mut budget = self.settings.accept_budget;
         // The one that comes first this turn comes last in the next one.
-        self.next_listener = (self.next_listener + 1) % listeners.max(1);
+        self.next_listener = (self.next_listener + 1) % listeners;
         for n in 0..listeners {
             budget = self.take_some(((self.next_listener + n) % listeners) as u32, budget);
         }

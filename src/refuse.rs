@@ -117,7 +117,7 @@ impl Core {
     /// As [`Core::enter_books`], for one that the caller counts.
     pub(crate) fn enter_table(&mut self, entry: Entry) -> Id {
         let id = self.table.insert(entry);
-        self.arm_deadline(id);
+        self.arm_first_deadline(id);
         self.arm_audit();
         self.publish_live();
         let most = self.counters.live_max.get().max(self.table.len() as u64);

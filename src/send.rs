@@ -138,9 +138,11 @@ impl Core {
         let before = output.bytes();
         add(output);
         let bytes = output.bytes() - before;
-        let begins = entry.deadlines.output_began(self.stamp_ms, entry.bytes_out);
+        // Most of the time the reminder of a new connection is soon enough.
+        let late = entry.deadlines.output_began(self.stamp_ms, entry.bytes_out)
+            && entry.deadlines.first_look(&self.limits, self.stamp_ms).latest_ms < entry.timer_ms;
         self.take_memory(bytes);
-        if begins {
+        if late {
             self.arm_deadline(id);
         }
     }

@@ -167,3 +167,27 @@ fn those_that_were_refused_are_not_evicted_for_room() {
     finish(&rig);
     assert_eq!(rig.stats().closed.get(CloseReason::Evicted), 0);
 }
+
+/// However many peers are gone in one moment, a turn ends few connections: 16 completions each.
+#[test]
+fn resets_of_one_moment_end_a_few_connections_a_turn() {
+    const CROWD: usize = 300;
+    let heard = Heard::default();
+    let rig = Rig::by_hand(Config::default().completion_budget(1_024), heard.reads_all());
+    for _ in 0..CROWD {
+        connect(&rig);
+    }
+    rig.world.borrow_mut().peers().for_each(Peer::break_off);
+    rig.world.borrow_mut().work_on_all(Kind::Receive);
+    let (mut turns, mut left) = (0, CROWD);
+    while left > 0 {
+        rig.turn();
+        let live = rig.stats().live as usize;
+        assert!(left - live <= 1_024 / 16, "{} in a turn", left - live);
+        left = live;
+        turns += 1;
+        assert!(turns < 100, "{left} are left");
+    }
+    assert_eq!(rig.stats().closed.get(CloseReason::PeerReset), CROWD as u64);
+    finish(&rig);
+}

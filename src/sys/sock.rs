@@ -50,7 +50,9 @@ pub(crate) fn unsent_bytes(socket: BorrowedFd<'_>) -> usize {
 }
 
 /// Reads and throws away what has come, no more than `most` bytes, without a copy (`MSG_TRUNC`,
-/// tcp(7)); ends when nothing more is there.
+/// tcp(7)); ends when nothing more is there. Not inlined: whoever it is a part of would touch the
+/// pages of its buffer with each call.
+#[inline(never)]
 pub(crate) fn discard(socket: BorrowedFd<'_>, mut most: usize) {
     let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
     while most > 0 {

@@ -49,6 +49,16 @@ impl Plan {
     }
 }
 
+/// What a blocking read says when its time-out is over.
+fn silent(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => {
+            io::Error::new(io::ErrorKind::TimedOut, "the server is silent")
+        }
+        _ => error,
+    }
+}
+
 fn check(result: i32) -> io::Result<i32> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }

@@ -49,7 +49,7 @@ impl Measured {
         load: impl FnOnce() -> io::Result<Sample>,
     ) -> io::Result<()> {
         let before = served.cpu_time()?;
-        self.sample.add(&load()?);
+        self.sample.add(&served.within(STUCK_S_MAX, load)?);
         // The server has sent its last reply and is about to block; only then is its time exact.
         thread::sleep(Duration::from_millis(1));
         let after = served.cpu_time()?;
@@ -90,8 +90,10 @@ pub fn round(
         let mut order = names.to_vec();
         order.rotate_left(number % names.len());
         let whole = |name: &'static str| {
-            let served = Served::start(name, row, options)?;
-            whole(row, &served, options.seconds)
+            let mut served = Served::start(name, row, options)?;
+            let measured = whole(row, &served, options.seconds)?;
+            served.end()?;
+            Ok(measured)
         };
         return order.into_iter().map(|name| (name, whole(name))).collect();
     }
@@ -106,9 +108,7 @@ pub fn round(
             contenders[place].slice(row, time);
         }
     }
-    let finish =
-        |contender: Contender| (contender.name, contender.outcome.map(|_| contender.measured));
-    contenders.into_iter().map(finish).collect()
+    contenders.into_iter().map(Contender::finish).collect()
 }
 
 impl Contender {
@@ -123,6 +123,12 @@ impl Contender {
         if let Err(error) = done {
             self.outcome = Err(error.into());
         }
+    }
+
+    /// One that cannot be ended has failed too.
+    fn finish(self) -> (&'static str, Result<Measured>) {
+        let end = |(mut served, _load): (Served, Load)| served.end().map_err(Into::into);
+        (self.name, self.outcome.and_then(end).map(|()| self.measured))
     }
 }
 
@@ -149,16 +155,19 @@ fn prepare(name: &str, row: &Row, options: &Options) -> Result<(Served, Load)> {
         }
         Work::Churn { under_way, bytes } => {
             let churn = Churn { address, under_way, bytes };
-            churn.run(WARM_UP)?;
+            served.within(STUCK_S_MAX, || churn.run(WARM_UP))?;
             return Ok((served, Load::Churn(churn)));
         }
         Work::Idle { .. } | Work::Crowd { .. } => return Ok((served, Load::Whole)),
     };
-    let mut session = Session::connect(&plan)?;
-    match rate {
-        Some(per_second) => session.open(per_second, WARM_UP)?,
-        None => session.closed(WARM_UP)?,
-    };
+    let session = served.within(STUCK_S_MAX, || {
+        let mut session = Session::connect(&plan)?;
+        match rate {
+            Some(per_second) => session.open(per_second, WARM_UP)?,
+            None => session.closed(WARM_UP)?,
+        };
+        Ok(session)
+    })?;
     Ok((served, Load::Session(Box::new(session), rate)))
 }
 
@@ -172,19 +181,23 @@ fn whole(row: &Row, served: &Served, time: Duration) -> Result<Measured> {
     };
     let talk = Talk::Echo { bytes: 64 };
     let plan = Plan { address: served.address, connections: 1, talk, pipeline: 1, poll: false };
-    let mut session = active.then(|| Session::connect(&plan)).transpose()?;
+    let connected = || served.within(STUCK_S_MAX, || Session::connect(&plan));
+    let mut session = active.then(connected).transpose()?;
     if let Some(session) = &mut session {
-        session.closed(WARM_UP)?;
-        measured.alone_p50_us = Some(session.closed(time)?.quantile_us(0.5));
+        served.within(STUCK_S_MAX, || session.closed(WARM_UP))?;
+        let alone = served.within(STUCK_S_MAX, || session.closed(time))?;
+        measured.alone_p50_us = Some(alone.quantile_us(0.5));
     }
     let mut crowd = Crowd::new();
     // The first ones, and more requests than there are shared buffers, make the server touch what
     // all connections share.
     let first = FIRST.min(connections / 2);
-    crowd.grow(served.address, first)?;
-    Session::connect(&Plan { connections: 16, ..plan })?.closed(WARM_UP)?;
+    served.within(STUCK_S_MAX, || {
+        crowd.grow(served.address, first)?;
+        Session::connect(&Plan { connections: 16, ..plan })?.closed(WARM_UP)
+    })?;
     let before = served.memory()?.anonymous_bytes;
-    crowd.grow(served.address, connections)?;
+    served.within(STUCK_S_MAX, || crowd.grow(served.address, connections))?;
     let grown = served.memory()?.anonymous_bytes.saturating_sub(before);
     measured.bytes_each = Some(grown as f64 / (connections - first) as f64);
     thread::sleep(SETTLE);
@@ -198,6 +211,9 @@ fn whole(row: &Row, served: &Served, time: Duration) -> Result<Measured> {
     Ok(measured)
 }
 
+/// What takes longer is not worth waiting for: a crowd of 100 000 comes in some seconds, and loads
+/// notice a silent server by themselves.
+const STUCK_S_MAX: Duration = Duration::from_secs(60);
 /// Per server and round.
 const SLICES: usize = 5;
 const WARM_UP: Duration = Duration::from_millis(100);

@@ -6,7 +6,7 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::mpsc,
+    sync::mpsc::{self, RecvTimeoutError},
     thread,
     time::{Duration, Instant},
 };
@@ -24,6 +24,7 @@ use super::{
 pub struct Served {
     child: Child,
     pub address: SocketAddr,
+    ended: bool,
 }
 
 impl Served {
@@ -43,7 +44,7 @@ impl Served {
         thread::spawn(move || {
             output.lines().map_while(io::Result::ok).for_each(|line| drop(sender.send(line)));
         });
-        let mut served = Self { child, address: ([127, 0, 0, 1], 0).into() };
+        let mut served = Self { child, address: ([127, 0, 0, 1], 0).into(), ended: false };
         let line = lines.recv_timeout(START_S_MAX).map_err(|_| "it did not start")?;
         served.address = line.strip_prefix("listening ").ok_or("it gave no address")?.parse()?;
         Ok(served)
@@ -57,25 +58,59 @@ impl Served {
         machine::memory(self.child.id())
     }
 
-    fn end(&mut self) -> io::Result<()> {
-        // SAFETY: the call takes no pointer, and the pid is the child's until it is waited for.
-        unsafe { libc::kill(self.child.id() as libc::pid_t, libc::SIGTERM) };
-        let deadline = Instant::now() + END_S_MAX;
-        while self.child.try_wait()?.is_none() {
-            if Instant::now() >= deadline {
-                self.child.kill()?;
-                self.child.wait()?;
-                break;
+    /// Does something that the server has to play its part in. If that takes longer than `most`
+    /// the server is killed, which ends whatever waits for it.
+    pub fn within<T>(
+        &self,
+        most: Duration,
+        work: impl FnOnce() -> io::Result<T>,
+    ) -> io::Result<T> {
+        let (done, is_done) = mpsc::channel::<()>();
+        let pid = self.child.id() as libc::pid_t;
+        let guard = thread::spawn(move || {
+            let late = is_done.recv_timeout(most) == Err(RecvTimeoutError::Timeout);
+            if late {
+                // SAFETY: the call takes no pointer, and the pid is the child's until it is waited
+                // for, which nobody does before this thread has been joined.
+                unsafe { libc::kill(pid, libc::SIGKILL) };
             }
-            thread::sleep(Duration::from_millis(5));
+            late
+        });
+        let result = work();
+        drop(done);
+        match guard.join() {
+            Ok(false) => result,
+            _ => Err(io::Error::new(io::ErrorKind::TimedOut, "it got stuck, and was killed")),
         }
-        Ok(())
+    }
+
+    /// Ends the server, by force if need be.
+    ///
+    /// # Errors
+    ///
+    /// It is still there after that. Then it is left behind.
+    pub fn end(&mut self) -> io::Result<()> {
+        if std::mem::replace(&mut self.ended, true) {
+            return Ok(());
+        }
+        for signal in [libc::SIGTERM, libc::SIGKILL] {
+            // SAFETY: the call takes no pointer, and the pid is the child's until it is waited for.
+            unsafe { libc::kill(self.child.id() as libc::pid_t, signal) };
+            let deadline = Instant::now() + END_S_MAX;
+            while Instant::now() < deadline {
+                if self.child.try_wait()?.is_some() {
+                    return Ok(());
+                }
+                thread::sleep(Duration::from_millis(5));
+            }
+        }
+        Err(io::Error::new(io::ErrorKind::TimedOut, "it does not end, not even when killed"))
     }
 }
 
 impl Drop for Served {
     fn drop(&mut self) {
-        // Nothing to be done about a failure here; the child ends with this process.
+        // Nobody is there any more to be told; the child ends with this process.
         let _ = self.end();
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use socket2::SockRef;
 
-use super::{STALL_S_MAX, Sample, sample::record};
+use super::{STALL_S_MAX, Sample, sample::record, silent};
 
 /// Short connections, opened one by one, so that as many are always under way.
 ///
@@ -39,7 +39,7 @@ impl Churn {
                 open.push_back((self.ask(&request)?, since));
             }
             let Some((mut stream, since)) = open.pop_front() else { break };
-            stream.read_exact(&mut reply)?;
+            stream.read_exact(&mut reply).map_err(silent)?;
             if reply != request {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "the reply differs"));
             }

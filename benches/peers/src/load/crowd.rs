@@ -10,7 +10,7 @@ use std::{
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{STALL_S_MAX, check};
+use super::{STALL_S_MAX, check, silent};
 
 /// Idle connections. Dropping them resets them.
 pub struct Crowd {
@@ -40,7 +40,7 @@ impl Crowd {
             }
             let Some(mut stream) = asked.pop_front() else { break };
             let mut reply = [0; REQUEST.len()];
-            stream.read_exact(&mut reply)?;
+            stream.read_exact(&mut reply).map_err(silent)?;
             if reply != REQUEST {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "the reply differs"));
             }
