@@ -55,7 +55,6 @@ pub(crate) struct Deadlines {
     /// much the peer had taken before that began.
     output_ms: u64,
     output_bytes: u64,
-    /// The last stage, if it is in one, and when that is over.
     last_stage: Option<Expired>,
     last_stage_ms: u64,
     rare: Option<Box<Rare>>,
