@@ -16,6 +16,8 @@ mod driver;
 mod ends;
 mod faults;
 mod hands;
+#[cfg(feature = "hyper")]
+mod http;
 mod moves;
 mod orders;
 mod overload;

@@ -67,6 +67,35 @@ fn what_the_kernel_has_told_of_when_the_drain_looks_is_heard() {
     finish(&rig);
 }
 
+/// The same for the end of idleness: what has come by then has put it off, however much else has.
+#[test]
+fn what_the_kernel_has_told_of_when_idleness_ends_is_heard() {
+    const PEERS: usize = 20;
+    let heard = Heard::default();
+    let world = World::new(0, 32, 256, Vec::new());
+    world.borrow_mut().orders.by_hand = true;
+    let config = Config::default().completion_budget(16).idle_ms(5_000).user_timeout_ms(0);
+    let rig = Rig::with(world, config, heard.reads_all());
+    rig.run(0);
+    settle(&rig);
+    for _ in 0..PEERS {
+        connect(&rig);
+    }
+    let say_to_all = |text| {
+        rig.world.borrow_mut().peers().for_each(|peer| peer.say(text));
+        rig.world.borrow_mut().work_on_all(Kind::Receive);
+    };
+    say_to_all(b"first!");
+    settle(&rig);
+    assert_eq!(heard.take().len(), PEERS);
+    rig.world.borrow_mut().pass_ms(5_500);
+    say_to_all(b"second");
+    settle(&rig);
+    assert_eq!(heard.take(), vec![b"second".to_vec(); PEERS], "requests were thrown away");
+    assert_eq!((rig.stats().closed.total(), heard.errors()), (0, vec![]));
+    finish(&rig);
+}
+
 /// Scenario 11, for a layer that says where its messages end.
 #[test]
 fn of_pipelined_messages_only_the_one_at_hand_is_served_once_a_drain_runs() {
