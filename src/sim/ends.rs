@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::World;
-use super::hands::{Gate, Heard, connect, entry, finish, say, settle};
+use super::hands::{Gate, Heard, connect, entry, finish, pass_until_reminded, say, settle};
 use super::peer::{Fate, Peer};
 use super::rig::{Rig, place};
 use crate::config::{Config, Overload};
@@ -88,7 +88,7 @@ fn what_the_kernel_has_told_of_when_idleness_ends_is_heard() {
     say_to_all(b"first!");
     settle(&rig);
     assert_eq!(heard.take().len(), PEERS);
-    rig.world.borrow_mut().pass_ms(5_500);
+    pass_until_reminded(&rig, 6_000);
     say_to_all(b"second");
     settle(&rig);
     assert_eq!(heard.take(), vec![b"second".to_vec(); PEERS], "requests were thrown away");
