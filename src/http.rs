@@ -7,14 +7,21 @@
 //!   `SLIPRING_MIN_RATE_BYTES_PER_S`, its body included. That is the limit on headers that hyper
 //!   wants a timer for, without a timer per request. HTTP/2's requests, of which many are on their
 //!   way at once and some are silent for hours, have no such limit: while one is open, its peer has
-//!   to answer a ping every 20 s, and `SLIPRING_LIFETIME_MS` is the end.
+//!   to answer a ping every 20 s, and the end is that of the connection, `SLIPRING_LIFETIME_MS` and
+//!   then `SLIPRING_DRAIN_MS`. A service whose answers are never so late says so itself, with
+//!   [`timeout`](crate::time::timeout()).
 //! * Between requests a connection is idle, and `SLIPRING_IDLE_MS` holds; HTTP/2's pings are no
 //!   activity. While a request is being answered, it is `SLIPRING_HANDLER_MS`, counted from the
 //!   last byte in either direction; so it is while the handler does not ask for what may still come
 //!   of a body, for which the peer is not to blame.
 //! * When the server drains, or the connection has reached its greatest age, HTTP/1 responses say
 //!   `connection: close`, and HTTP/2 peers get a GOAWAY; what has begun is answered. An idle HTTP/1
-//!   connection ends as any other that is idle.
+//!   connection ends as any other that is idle. One of HTTP/2 that is idle for too long gets a
+//!   GOAWAY too, and has a second to answer that before the FIN.
+//! * Of a next HTTP/1 request whose beginning came in one read with the last one, hyper says
+//!   nothing. It is looked for before its connection ends as idle or drained, and is a message from
+//!   then on. Behind a request with a body it can't be: there the connection is idle until the next
+//!   byte comes.
 //!
 //! An upload that may take longer than `SLIPRING_MESSAGE_MS` needs a handler that says so; the
 //! least rate goes on to hold for it:

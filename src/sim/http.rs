@@ -115,6 +115,34 @@ fn an_http2_connection_that_is_idle_for_too_long_is_told_before_it_ends() {
     }
 }
 
+/// Pings keep a stream on which nothing happens, but not for ever.
+#[test]
+fn an_http2_request_that_is_never_answered_ends_with_its_connection() {
+    let never = service_fn(|_: Request<Incoming>| std::future::pending::<Answer>());
+    let config = config().lifetime_ms(50_000).drain_ms(4_000).handler_ms(600_000);
+    let rig = Rig::by_hand(config, Http::new().handler(never));
+    connect(&rig);
+    say(&rig, &[PREFACE, &request(1)].concat());
+    let mut answered = 0;
+    let begun_ms = rig.world.borrow().now_ns() / 1_000_000;
+    while rig.stats().live > 0 {
+        rig.world.borrow_mut().pass_ms(100);
+        send(&rig);
+        let pings = frames(&rig, PING);
+        for ping in pings.iter().skip(std::mem::replace(&mut answered, pings.len())) {
+            say(&rig, &frame(PING, 1, 0, ping));
+        }
+        if rig.core.borrow_mut().table.iter().any(|(_, entry)| entry.ended.is_some()) {
+            end_all(&rig);
+        }
+    }
+    let took_ms = rig.world.borrow().now_ns() / 1_000_000 - begun_ms;
+    assert!((45_000..60_000).contains(&took_ms), "after {took_ms} ms");
+    assert!(answered >= 2, "{answered} pings");
+    assert_eq!(rig.stats().closed.get(CloseReason::Lifetime), 1, "{:?}", rig.stats().closed);
+    finish(&rig);
+}
+
 /// Whatever the deadline, a request that comes when it passes is answered, also one of which the
 /// half has come.
 #[test]
@@ -150,6 +178,8 @@ fn a_request_that_comes_with_the_end_of_idleness_is_answered() {
     }
 }
 
+type Answer = Result<Response<String>, Infallible>;
+
 /// A service that answers with the path, and counts.
 fn http(config: Config) -> (Rig, Rc<Cell<u32>>) {
     let served = Rc::new(Cell::new(0));
@@ -157,7 +187,7 @@ fn http(config: Config) -> (Rig, Rc<Cell<u32>>) {
     let service = service_fn(move |request: Request<Incoming>| {
         count.set(count.get() + 1);
         let path = request.uri().path().to_owned();
-        async move { Ok::<_, Infallible>(Response::new(path)) }
+        async move { Answer::Ok(Response::new(path)) }
     });
     (Rig::by_hand(config, Http::new().handler(service)), served)
 }
