@@ -24,56 +24,48 @@ use crate::sys::bufs::Lease;
 /// # Ok(())
 /// # }
 /// ```
-pub struct Chunk {
-    bytes: Bytes,
-    start: usize,
-}
-
-enum Bytes {
-    Lease(Lease),
-    Owned(Box<[u8]>),
-}
+pub struct Chunk(Lease);
 
 impl Chunk {
+    /// How many bytes there are.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Drops the first `count` bytes; the rest stays where it is.
     ///
     /// # Panics
     /// When the chunk is shorter than `count`.
     pub fn advance(&mut self, count: usize) {
-        assert!(count <= self.len(), "advance by {count} in a chunk of {}", self.len());
-        self.start += count;
+        self.0.advance(count);
     }
 
     /// The payload of a datagram, which begins at `start`. It keeps the lease, or copies when the
     /// receive buffers run short: there are no others to receive datagrams into.
-    pub(crate) fn of_datagram(lease: Lease, start: usize) -> Chunk {
-        if lease.is_pool_half_out() {
-            let bytes = Bytes::Owned(Box::from(&lease[start..]));
-            return Chunk { bytes, start: 0 };
-        }
-        Chunk { bytes: Bytes::Lease(lease), start }
+    pub(crate) fn of_datagram(mut lease: Lease, start: usize) -> Chunk {
+        lease.advance(start);
+        Chunk(if lease.is_pool_half_out() { Lease::copied(&lease) } else { lease })
     }
 
     /// Keeps the lease, or copies when the receive buffers run short.
     pub(crate) fn new(lease: Lease) -> Chunk {
-        let bytes = if lease.is_pool_short() {
-            Bytes::Owned(Box::from(&*lease))
-        } else {
-            Bytes::Lease(lease)
-        };
-        Chunk { bytes, start: 0 }
+        Chunk(if lease.is_pool_short() { Lease::copied(&lease) } else { lease })
     }
 }
 
 impl Deref for Chunk {
     type Target = [u8];
 
+    #[inline]
     fn deref(&self) -> &[u8] {
-        let bytes = match &self.bytes {
-            Bytes::Lease(lease) => lease,
-            Bytes::Owned(owned) => &**owned,
-        };
-        &bytes[self.start..]
+        &self.0
     }
 }
 
@@ -112,8 +104,27 @@ pub(crate) enum Payload {
     /// Shared with others, such as a cached response.
     Shared(Arc<[u8]>),
     Static(&'static [u8]),
-    /// The copies of small writes; more may be appended until it is sent.
-    Copied(Vec<u8>),
+}
+
+const _: () = assert!(size_of::<Chunk>() == 16 && size_of::<SendBuf>() == 24);
+
+impl SendBuf {
+    /// How many bytes there are.
+    #[inline]
+    pub fn len(&self) -> usize {
+        match &self.0 {
+            Payload::Chunk(chunk) => chunk.len(),
+            Payload::Owned(bytes) => bytes.len(),
+            Payload::Shared(bytes) => bytes.len(),
+            Payload::Static(bytes) => bytes.len(),
+        }
+    }
+
+    /// Whether there are none.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 impl Deref for SendBuf {
@@ -122,7 +133,7 @@ impl Deref for SendBuf {
     fn deref(&self) -> &[u8] {
         match &self.0 {
             Payload::Chunk(chunk) => chunk,
-            Payload::Owned(bytes) | Payload::Copied(bytes) => bytes,
+            Payload::Owned(bytes) => bytes,
             Payload::Shared(bytes) => bytes,
             Payload::Static(bytes) => bytes,
         }

@@ -16,13 +16,14 @@ use crate::signals::Signals;
 use crate::socket_file::SocketFile;
 use crate::stalls::Stall;
 use crate::stats::{Counters, LINE_BYTES, Stats};
+use crate::sys::clock::Epoch;
 
 /// Shared by the cores of a server, its handles, and whoever waits for its end. On cache lines of
 /// its own: while the server runs, cores only read it.
 #[derive(Debug)]
 #[repr(align(128))]
 pub(crate) struct Control {
-    epoch: Instant,
+    epoch: Epoch,
     /// Nanoseconds since the epoch; `u64::MAX` while nobody has ordered a drain.
     deadline_ns: AtomicU64,
     seats: Vec<Seat>,
@@ -59,7 +60,7 @@ pub(crate) struct Seat {
 }
 
 impl Control {
-    pub(crate) fn new(epoch: Instant, seats: Vec<Seat>) -> Control {
+    pub(crate) fn new(epoch: Epoch, seats: Vec<Seat>) -> Control {
         let leaving = Mutex::new(vec![false; seats.len()]);
         let quiet = seats.iter().map(|_| AtomicBool::new(false)).collect();
         let ended = Mutex::new(seats.iter().map(|_| None).collect());
@@ -138,7 +139,7 @@ impl Control {
         &self.seats
     }
 
-    pub(crate) fn epoch(&self) -> Instant {
+    pub(crate) fn epoch(&self) -> Epoch {
         self.epoch
     }
 
@@ -215,7 +216,7 @@ impl Control {
 
     /// How much longer a core may take whose deadline this is.
     fn time_until_stuck(&self, deadline_ns: u64) -> Option<Duration> {
-        let now_ns = self.epoch.elapsed().as_nanos() as u64;
+        let now_ns = self.epoch.elapsed_ns();
         let give_up_ns = deadline_ns.saturating_add(STUCK_AFTER.as_nanos() as u64);
         (now_ns < give_up_ns).then(|| Duration::from_nanos(give_up_ns - now_ns))
     }
@@ -390,7 +391,7 @@ mod tests {
     #[test]
     fn nobody_sees_a_drain_without_its_deadline_and_the_deadline_only_falls() {
         for _ in 0..if cfg!(miri) { 2 } else { 200 } {
-            let control = Control::new(Instant::now(), Vec::new());
+            let control = Control::new(Epoch::now(), Vec::new());
             std::thread::scope(|scope| {
                 for n in 0..3 {
                     let control = &control;

@@ -19,7 +19,6 @@ use std::time::Duration;
 use crate::audience::Audiences;
 use crate::audit::Audit;
 use crate::balance::Pulse;
-use crate::buf::Chunk;
 use crate::calls::Calls;
 use crate::caps::Lease;
 use crate::config::Settings;
@@ -35,6 +34,7 @@ use crate::entry::Entry;
 use crate::error::{Error, Result};
 use crate::executor::{Body, Tasks, Wake};
 use crate::hooks::Hook;
+use crate::input::Input;
 use crate::inspect::Inspections;
 use crate::leftover::Leftover;
 use crate::listen::{Listener, NO_CONNECTION};
@@ -83,6 +83,10 @@ pub(crate) struct Core {
     pub(crate) limits: Limits,
     pub(crate) now_ns: u64,
     pub(crate) now_ms: u64,
+    /// Now, as what a deadline counts from: rounded up, so that none of them is early.
+    pub(crate) stamp_ms: u64,
+    /// What lies between its clock and the coarse one.
+    watch_epoch_ms: u64,
     pub(crate) pauses: Pauses,
     pub(crate) table: Table<Entry>,
     pub(crate) listeners: Vec<Listener>,
@@ -117,7 +121,7 @@ pub(crate) struct Core {
     pub(crate) spare: Vec<Box<Gather>>,
     /// Emptied input queues, for the next that receives.
     #[expect(clippy::vec_box, reason = "they move between here and the entries")]
-    pub(crate) spare_inputs: Vec<Box<VecDeque<Chunk>>>,
+    pub(crate) spare_inputs: Vec<Box<Input>>,
     /// Futures to be dropped when nobody has the core borrowed.
     pub(crate) graveyard: Vec<Body>,
     /// Counts the turns.
@@ -185,6 +189,8 @@ impl Core {
                 limits: Limits::new(&settings),
                 now_ns,
                 now_ms,
+                stamp_ms: now_ns.div_ceil(NS_PER_MS),
+                watch_epoch_ms: coarse_ms().saturating_sub(now_ms),
                 pauses: Pauses::new(settings.heartbeat_timeout_ms * NS_PER_MS / 4),
                 table: Table::new(),
                 listeners: Vec::new(),
@@ -214,7 +220,7 @@ impl Core {
                 turn: 0,
                 next_listener: 0,
                 memory: Memory::new(settings.memory_bytes_max),
-                pressure: Pressure::default(),
+                pressure: Pressure::new(&settings),
                 refused: 0,
                 lease,
                 pulse: Pulse::default(),
@@ -250,18 +256,20 @@ impl Core {
         self.publish_pulse(now_ns);
         self.end_turn(now_ns);
         self.say_whether_quiet();
+        self.feel_memory();
         let wait = self.wait(now_ns);
         self.pauses.back_by(match wait {
             Wait::No => self.now_ns,
-            Wait::AtMostNs(ns) => self.now_ns.saturating_add(ns),
+            Wait::Until(due_ns) => due_ns,
             Wait::Forever => u64::MAX,
         });
-        let entered = self.wait_for_news(wait, now_ns);
-        self.counters.watch.turn_begins(coarse_ms());
+        let entered = self.wait_for_news(wait);
         self.heed(entered)?;
         self.turn += 1;
         self.now_ns = self.driver.now_ns();
         self.now_ms = self.now_ns / NS_PER_MS;
+        self.stamp_ms = self.now_ns.div_ceil(NS_PER_MS);
+        self.counters.watch.turn_begins(self.watch_ms(self.now_ns));
         self.pauses.back(self.now_ns, self.driver.is_ready());
         self.wheel.advance(self.now_ms);
         let mut heard = 0;
@@ -284,11 +292,6 @@ impl Core {
         self.post.serial()
     }
 
-    /// Now, as what a deadline counts from: rounded up, so that none of them is early.
-    pub(crate) fn stamp_ms(&self) -> u64 {
-        self.now_ns.div_ceil(NS_PER_MS)
-    }
-
     /// Takes down how long it was since the kernel's answer.
     fn end_turn(&self, now_ns: u64) {
         if !self.counters.watch.is_in_turn() {
@@ -298,9 +301,14 @@ impl Core {
         if turn_us > self.counters.turn_longest_us.get() {
             self.counters.turn_longest_us.set(turn_us);
         }
-        if self.counters.watch.turn_ends(coarse_ms()) {
+        if self.counters.watch.turn_ends(self.watch_ms(now_ns)) {
             self.counters.stalls.add(1);
         }
+    }
+
+    /// The driver's time as others may read it from the coarse clock, a tick earlier at most.
+    fn watch_ms(&self, now_ns: u64) -> u64 {
+        self.watch_epoch_ms + now_ns / NS_PER_MS
     }
 
     /// How long there is nothing to do.
@@ -319,17 +327,17 @@ impl Core {
             || !self.walks.is_done();
         // The last task or connection may just have gone, which is what the drain waits for.
         let parked = self.has_parked() || self.has_parked_sockets();
-        if busy || parked || self.drain.due(self.now_ns, self.left()).is_some() {
+        let drains =
+            || self.drain.is_ordered() && self.drain.due(self.now_ns, self.left()).is_some();
+        if busy || parked || drains() {
             return Wait::No;
         }
         let expiry_ns = self.wheel.next_expiry_ms().map(|ms| ms.saturating_mul(NS_PER_MS));
         match expiry_ns.into_iter().chain(self.drain.next_ns()).min() {
             None => Wait::Forever,
-            Some(next_ns) => match next_ns.saturating_sub(now_ns) {
-                0 => Wait::No,
-                // Added to its clock, the longest times would overflow in the kernel.
-                ns => Wait::AtMostNs(ns.min(WAIT_NS_MAX)),
-            },
+            Some(next_ns) if next_ns <= now_ns => Wait::No,
+            // Added to its clock, the longest times would overflow in the kernel.
+            Some(next_ns) => Wait::Until(next_ns.min(now_ns.saturating_add(WAIT_NS_MAX))),
         }
     }
 
@@ -354,6 +362,7 @@ impl Core {
         }
     }
 
+    #[inline(always)]
     pub(crate) fn dispatch(&mut self, completion: Completion) {
         let Completion { token, last, outcome } = completion;
         let id = Id { index: token.slot(), generation: token.generation() };

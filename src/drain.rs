@@ -213,6 +213,11 @@ impl Drain {
         }
     }
 
+    /// Whether somebody has ordered it.
+    pub(crate) fn is_ordered(&self) -> bool {
+        self.phase != Phase::Running
+    }
+
     /// When to look again though nothing has happened.
     pub(crate) fn next_ns(&self) -> Option<u64> {
         match self.phase {

@@ -365,6 +365,7 @@ macro_rules! either {
 impl Driver {
     /// Queues an operation for the next [`Driver::enter`]. It always succeeds: when the queue to
     /// the kernel is full, the operation waits in a list.
+    #[inline(always)]
     pub(crate) fn push(&mut self, token: Token, op: Op) {
         either!(self, driver => driver.push(token, op));
     }
@@ -395,6 +396,7 @@ impl Driver {
     }
 
     /// Takes over the next completion, if one is there.
+    #[inline(always)]
     pub(crate) fn next(&mut self) -> Option<Completion> {
         either!(self, driver => driver.next())
     }

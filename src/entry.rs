@@ -1,11 +1,9 @@
 //! What a core knows of one connection.
 
-use std::collections::VecDeque;
-
-use crate::buf::Chunk;
 use crate::deadline::Deadlines;
 use crate::driver::Socket;
 use crate::executor::Wake;
+use crate::input::Input;
 use crate::per_ip::Source;
 use crate::report::CloseReason;
 use crate::sizing::Sizing;
@@ -42,8 +40,7 @@ pub(crate) struct Entry {
     pub(crate) lingering: Option<Box<Lingering>>,
 
     /// Received and not yet taken; nothing while that is nothing, as it is most of the time.
-    #[expect(clippy::box_collection, reason = "four words less in every idle connection")]
-    pub(crate) input: Option<Box<VecDeque<Chunk>>>,
+    pub(crate) input: Option<Box<Input>>,
     pub(crate) input_bytes: usize,
     /// What is queued behind the send in flight.
     pub(crate) output: Option<Box<Gather>>,

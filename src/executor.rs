@@ -7,7 +7,6 @@
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,6 +19,7 @@ use std::task::{Context, Poll, RawWakerVTable, Waker};
 
 use crate::core::{Core, CoreCell};
 use crate::post::{Message, Post};
+use crate::ready::Ready;
 use crate::report::CloseReason;
 use crate::sys::clock::coarse_ms;
 use crate::sys::place::Place;
@@ -57,7 +57,7 @@ pub(crate) struct Tasks {
     table: Table<Task>,
     /// Those of them that no drain waits for, and what they are called.
     detached: Vec<(Id, &'static str)>,
-    ready: VecDeque<Id>,
+    ready: Ready,
     /// The task that is being polled, and what its waker looks like.
     running: Option<(Id, WakerIdentity)>,
     post: Post,
@@ -100,7 +100,7 @@ impl Tasks {
         Tasks {
             table: Table::new(),
             detached: Vec::new(),
-            ready: VecDeque::new(),
+            ready: Ready::default(),
             running: None,
             post,
             foreign: Vec::new(),
@@ -123,12 +123,13 @@ impl Tasks {
     }
 
     /// Queues a task for a poll, once.
+    #[inline]
     pub(crate) fn make_ready(&mut self, id: Id) {
         if let Some(task) = self.table.get_mut(id)
             && !task.queued
         {
             task.queued = true;
-            self.ready.push_back(id);
+            self.ready.push(id);
         }
     }
 
@@ -140,16 +141,38 @@ impl Tasks {
     }
 
     /// Uses up what waits, leaving nobody.
+    #[inline(always)]
     pub(crate) fn wake(&mut self, wake: &mut Wake) {
-        match std::mem::take(wake) {
+        match *wake {
             Wake::Nobody => {}
-            Wake::Task(id) => self.make_ready(id),
-            Wake::Foreign(waker) => self.foreign.push(*waker),
+            Wake::Task(id) => {
+                *wake = Wake::Nobody;
+                self.make_ready(id);
+            }
+            Wake::Foreign(_) => self.wake_foreign(wake),
+        }
+    }
+
+    #[cold]
+    fn wake_foreign(&mut self, wake: &mut Wake) {
+        if let Wake::Foreign(waker) = std::mem::take(wake) {
+            self.foreign.push(*waker);
         }
     }
 
     /// Remembers who polls: the running task by its id if the waker is its own.
+    #[inline]
     pub(crate) fn register(&mut self, wake: &mut Wake, waker: &Waker) {
+        match self.running {
+            Some((id, own)) if own == identity(waker) && !matches!(wake, Wake::Foreign(_)) => {
+                *wake = Wake::Task(id);
+            }
+            _ => self.register_other(wake, waker),
+        }
+    }
+
+    #[cold]
+    fn register_other(&mut self, wake: &mut Wake, waker: &Waker) {
         let new = match (self.running, &*wake) {
             (Some((id, own)), _) if own == identity(waker) => Wake::Task(id),
             (_, Wake::Foreign(old)) if old.will_wake(waker) => return,
@@ -178,6 +201,9 @@ impl Tasks {
         LOCAL.with(|local| {
             if local.core.get() == Some(self.post.serial()) {
                 let mut woken = local.woken.borrow_mut();
+                if woken.is_empty() {
+                    return;
+                }
                 for id in woken.drain(..) {
                     self.make_ready(id);
                 }
@@ -194,19 +220,24 @@ impl Tasks {
     }
 
     /// Takes the next ready task out to be polled.
-    pub(crate) fn start_next(&mut self) -> Option<(Id, Scope, Place, Body)> {
+    #[inline]
+    pub(crate) fn start_next(&mut self) -> Option<(Id, Place, Body)> {
         loop {
-            let id = self.ready.pop_front()?;
+            let id = self.ready.pop().or_else(|| {
+                self.collect_local_wakes();
+                self.ready.pop()
+            })?;
             let Some(task) = self.table.get_mut(id) else { continue };
             task.queued = false;
             // A task that is being polled further up the stack is not polled again.
             let Some(body) = task.body.take() else { continue };
             self.running = Some((id, identity(&body.waker)));
-            return Some((id, task.scope, task.place, body));
+            return Some((id, task.place, body));
         }
     }
 
     /// Puts a task back that is not finished. Gives it back if it was aborted meanwhile.
+    #[inline]
     pub(crate) fn park(&mut self, id: Id, body: Body) -> Option<Body> {
         self.running = None;
         match self.table.get_mut(id) {
@@ -221,9 +252,10 @@ impl Tasks {
         }
     }
 
-    pub(crate) fn finish(&mut self, id: Id) {
+    /// Removes a task that has finished, and says with what it would have ended.
+    pub(crate) fn finish(&mut self, id: Id) -> Option<Scope> {
         self.running = None;
-        self.remove(id);
+        self.remove(id).map(|task| task.scope)
     }
 
     /// Removes a task; its future is to be dropped by the caller, outside of any borrow. One that
@@ -265,11 +297,11 @@ impl Tasks {
         self.detached.push((id, name));
     }
 
-    fn remove(&mut self, id: Id) {
-        self.table.remove(id);
+    fn remove(&mut self, id: Id) -> Option<Task> {
         if !self.detached.is_empty() {
             self.detached.retain(|(detached, _)| *detached != id);
         }
+        self.table.remove(id)
     }
 
     pub(crate) fn ids(&self) -> Vec<Id> {
@@ -345,8 +377,7 @@ impl CoreCell {
                 now_ms = coarse_ms();
                 core = self.borrow_mut();
             }
-            core.tasks.collect_local_wakes();
-            let Some((id, scope, place, mut body)) = core.tasks.start_next() else { break };
+            let Some((id, place, mut body)) = core.tasks.start_next() else { break };
             core.counters.running.set(place);
             core.counters.watch.poll_begins(now_ms);
             drop(core);
@@ -362,16 +393,18 @@ impl CoreCell {
             core.counters.running.clear();
             match polled {
                 Ok(Poll::Pending) => {
-                    let aborted = core.tasks.park(id, body);
-                    core.graveyard.extend(aborted);
+                    if let Some(aborted) = core.tasks.park(id, body) {
+                        core.graveyard.push(aborted);
+                    }
                 }
-                Ok(Poll::Ready(())) => core.finish_task(id, scope, body),
+                Ok(Poll::Ready(())) => {
+                    core.finish_task(id, body);
+                }
                 Err(()) => {
                     core.count_panic(place);
-                    if let Scope::Handler(connection) = scope {
+                    if let Some(Scope::Handler(connection)) = core.finish_task(id, body) {
                         core.fail(connection, CloseReason::HandlerPanic);
                     }
-                    core.finish_task(id, scope, body);
                 }
             }
         }
@@ -412,14 +445,15 @@ impl Core {
         traced!(self.events.get_mut().panicked = Some(_place));
     }
 
-    fn finish_task(&mut self, id: Id, scope: Scope, body: Body) {
-        self.tasks.finish(id);
-        if let Scope::Handler(connection) | Scope::Child(connection) = scope
+    fn finish_task(&mut self, id: Id, body: Body) -> Option<Scope> {
+        let scope = self.tasks.finish(id);
+        if let Some(Scope::Handler(connection) | Scope::Child(connection)) = scope
             && let Some(entry) = self.table.get_mut(connection)
         {
             entry.forget_child(id);
         }
         self.graveyard.push(body);
+        scope
     }
 
     /// Takes every task out; called when the deadline has come.

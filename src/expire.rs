@@ -71,7 +71,7 @@ impl Core {
 
     /// A protocol layer says that a message begins.
     pub(crate) fn begin_message(&mut self, id: Id) {
-        let stamp_ms = self.stamp_ms();
+        let stamp_ms = self.stamp_ms;
         if let Some(entry) = self.table.get_mut(id) {
             let unread = entry.input_bytes as u64;
             let began_bytes = entry.bytes_in - unread;
@@ -230,7 +230,7 @@ impl Core {
         match frame {
             Some(frame) if in_time && !entry.deadlines.has_output() => {
                 entry.deadlines.asked(self.now_ms);
-                self.output(id, frame.len()).push(frame.into());
+                self.output(id, |output| output.push(frame.into()));
             }
             _ => entry.deadlines.postpone_heartbeat(&self.limits, self.now_ms),
         }

@@ -8,12 +8,11 @@ use crate::driver::Wait;
 use crate::spin::SpinState;
 
 impl Core {
-    /// Enters the kernel and waits as told; what is queued is submitted first of all. `now_ns` is
-    /// when the wait was decided on.
+    /// Enters the kernel and waits as told; what is queued is submitted first of all.
     ///
     /// # Errors
     /// As [`Driver::enter`](crate::driver::Driver::enter).
-    pub(crate) fn wait_for_news(&mut self, wait: Wait, now_ns: u64) -> io::Result<()> {
+    pub(crate) fn wait_for_news(&mut self, wait: Wait) -> io::Result<()> {
         if wait == Wait::No || !self.spin.is_on() {
             return self.block(wait);
         }
@@ -31,19 +30,16 @@ impl Core {
         if self.spin.is_rested(since_ns) {
             self.counters.spin.set(SpinState::On as u64);
         }
-        let wait = wait.shortened(since_ns.saturating_sub(now_ns));
-        let limit_ns = wait.at_most(self.spin.limit_ns(since_ns));
-        let mut spun_ns = 0;
+        let limit_ns = wait.at_most(self.spin.limit_ns(since_ns), since_ns);
         if limit_ns > 0 {
-            let found;
-            (found, spun_ns) = self.spin_for(limit_ns, since_ns);
+            let (found, spun_ns) = self.spin_for(limit_ns, since_ns);
             if found {
                 self.spin.found(spun_ns);
                 return self.driver.enter(Wait::No);
             }
             self.spin.found_nothing(limit_ns);
         }
-        let entered = self.block(wait.shortened(spun_ns));
+        let entered = self.block(wait);
         self.spin.blocked(self.driver.now_ns().saturating_sub(since_ns));
         entered
     }

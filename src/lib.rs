@@ -83,6 +83,7 @@ mod hooks;
 #[cfg(feature = "hyper")]
 pub mod http;
 mod idle;
+mod input;
 mod inspect;
 mod json;
 mod leftover;
@@ -104,6 +105,7 @@ mod post;
 mod preflight;
 mod pressure;
 mod prometheus;
+mod ready;
 mod reason;
 mod receive;
 mod refusal;

@@ -398,7 +398,7 @@ impl Core {
     /// The times of a connection that begins now.
     pub(crate) fn fresh_deadlines(&self, with_heartbeat: bool) -> Deadlines {
         let jitter = self.table.next_id().jitter(self.now_ns);
-        Deadlines::new(self.stamp_ms(), jitter, with_heartbeat)
+        Deadlines::new(self.stamp_ms, jitter, with_heartbeat)
     }
 
     /// Makes an accepted socket a connection with a table entry, a deadline and a handler, before

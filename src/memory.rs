@@ -28,6 +28,7 @@ impl Memory {
     }
 
     /// True when this was too much.
+    #[inline]
     pub(crate) fn take(&mut self, bytes: usize) -> bool {
         self.used += bytes;
         let news = !self.short && self.used > self.max;
@@ -38,7 +39,9 @@ impl Memory {
     pub(crate) fn give_back(&mut self, bytes: usize) {
         debug_assert!(bytes <= self.used, "{bytes} given back of {}", self.used);
         self.used = self.used.saturating_sub(bytes);
-        self.short &= self.used > Memory::enough(self.max);
+        if self.short {
+            self.short = self.used > Memory::enough(self.max);
+        }
     }
 
     /// How much may be used when nobody waits any more.
@@ -61,7 +64,6 @@ impl Core {
         if self.memory.take(bytes) {
             self.counters.memory_pauses.add(1);
         }
-        self.feel_memory();
     }
 
     /// Wakes those who wait for memory, some each turn.

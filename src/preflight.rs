@@ -7,12 +7,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread;
-use std::time::Instant;
 
 use crate::driver::{Completion, Driver, Errno, Group, Op, Outcome, Socket, Wait};
 use crate::error::{Error, ErrorKind, Result};
 use crate::machine::Facts;
 use crate::refusal;
+use crate::sys::clock::Epoch;
 use crate::sys::gather::Gather;
 use crate::sys::uring::{RingSetup, Uring};
 use crate::sys::wake::EventFd;
@@ -112,7 +112,7 @@ impl Trial {
             if let Some(at) = self.seen.iter().position(|seen| seen.token == token) {
                 return Ok(self.seen.remove(at));
             }
-            let wait = Wait::AtMostNs(TRY_NS);
+            let wait = Wait::Until(self.driver.now_ns() + TRY_NS);
             self.driver.enter(wait).map_err(not_entered)?;
             self.seen.extend(std::iter::from_fn(|| self.driver.next()));
         }
@@ -132,7 +132,7 @@ fn not_entered(error: io::Error) -> Error {
 }
 
 fn driver(bell: &Arc<EventFd>) -> Result<Driver> {
-    let make = || Uring::new(SETUP, Arc::clone(bell), Instant::now());
+    let make = || Uring::new(SETUP, Arc::clone(bell), Epoch::now());
     match refusal::retry_without_memory(make) {
         Ok(uring) => Ok(Driver::Uring(Box::new(uring))),
         Err(error) => Err(refusal::explain(error, SETUP.asked(), &Facts::read())),

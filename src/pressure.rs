@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 
+use crate::config::Settings;
 use crate::core::{Core, Timer};
 use crate::entry::{Entry, Linger};
 use crate::executor::Wake;
@@ -22,6 +23,8 @@ pub(crate) struct Pressure {
     /// How many are to go, and for what.
     places_short: usize,
     memory_short: bool,
+    /// From how much memory on some have to go.
+    memory_high: usize,
     hand: Walk,
     idle_ms: u64,
     /// Connections that were told to go and are still in the table, and what the kernel still holds
@@ -35,6 +38,13 @@ pub(crate) struct Pressure {
 }
 
 impl Pressure {
+    pub(crate) fn new(settings: &Settings) -> Pressure {
+        let percent = settings.evict_percent as usize;
+        let memory_high =
+            if percent == 0 { usize::MAX } else { settings.memory_bytes_max / 100 * percent };
+        Pressure { memory_high, ..Pressure::default() }
+    }
+
     /// Whether there is more to do in the next turn.
     pub(crate) fn is_on(&self) -> bool {
         (self.places_short > 0 || self.memory_short) && !self.resting
@@ -96,8 +106,7 @@ impl Core {
 
     /// Memory was taken; most of the time there is enough.
     pub(crate) fn feel_memory(&mut self) {
-        let high = self.settings.memory_bytes_max / 100 * self.settings.evict_percent as usize;
-        if self.memory.used() >= high && !self.pressure.memory_short {
+        if self.memory.used() >= self.pressure.memory_high && !self.pressure.memory_short {
             self.feel_pressure();
         }
     }

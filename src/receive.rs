@@ -12,6 +12,7 @@ use crate::ending::farewell_ns;
 use crate::entry::{Entry, Hangup, Linger, Receive};
 use crate::error::Result;
 use crate::expire::UNHEARD_MS;
+use crate::input::Input;
 use crate::report::CloseReason;
 use crate::sys::bufs::Lease;
 use crate::table::Id;
@@ -35,19 +36,18 @@ impl Core {
         if entry.had_its_last && entry.ended.is_none() {
             return Poll::Ready(Ok(None));
         }
-        if let Some(input) = &mut entry.input {
-            let chunk = input.pop_front();
+        if let Some(input) = &mut entry.input
+            && let Some(chunk) = input.pop()
+        {
             if input.is_empty() {
                 self.spare_inputs.extend(entry.input.take());
             }
-            let bytes = chunk.as_ref().map_or(0, |chunk| chunk.len());
-            entry.input_bytes -= bytes;
-            let off = entry.receive == Receive::Off;
-            self.memory.give_back(bytes);
-            if off {
+            entry.input_bytes -= chunk.len();
+            self.memory.give_back(chunk.len());
+            if entry.receive == Receive::Off {
                 self.resume_receive(id);
             }
-            return Poll::Ready(Ok(chunk));
+            return Poll::Ready(Ok(Some(chunk)));
         }
         if let Some(reason) = entry.ended {
             let limits = Some((&entry.deadlines, &self.limits));
@@ -59,27 +59,30 @@ impl Core {
         let opens = mid_message > 0 && !entry.deadlines.is_in_message();
         if opens {
             let began_bytes = entry.bytes_in - mid_message as u64;
-            let began_ms = self.now_ns.div_ceil(NS_PER_MS);
-            entry.deadlines.begin_message(began_ms, Opened::ByRead, began_bytes);
+            entry.deadlines.begin_message(self.stamp_ms, Opened::ByRead, began_bytes);
         }
-        let leaves = draining || entry.deadlines.is_retired();
+        let mut idle = false;
         // Who has connected waits for an answer, however quiet it is.
-        let begins = !entry.busy && !entry.is_outbound() && !entry.deadlines.is_in_message();
-        let between = leaves && begins;
-        // What the kernel holds already will be here in the next turn, and is served; so is what
-        // it has told of and nobody has heard.
-        let quiet = between && entry.socket.as_ref().is_none_or(|it| it.unread_bytes() == 0);
-        let due_ns = if quiet { farewell_ns(&self.drain, id, entry) } else { u64::MAX };
-        let patience_ns = due_ns.saturating_add(UNHEARD_MS * NS_PER_MS);
-        let heard_all = !self.more_completions || (draining && patience_ns <= self.now_ns);
-        if quiet && heard_all && entry.deadlines.is_retired() {
-            entry.dismissed = Some(CloseReason::Lifetime);
-            return Poll::Ready(Ok(None));
-        }
-        let idle = quiet && (entry.deadlines.has_first_byte() || entry.deadlines.is_retired());
-        if idle && heard_all && due_ns <= self.now_ns {
-            entry.dismissed = Some(CloseReason::Drained);
-            return Poll::Ready(Ok(None));
+        if (draining || entry.deadlines.is_retired())
+            && !entry.busy
+            && !entry.is_outbound()
+            && !entry.deadlines.is_in_message()
+            // What the kernel holds already will be here in the next turn, and is served; so is
+            // what it has told of and nobody has heard.
+            && entry.socket.as_ref().is_none_or(|socket| socket.unread_bytes() == 0)
+        {
+            let due_ns = farewell_ns(&self.drain, id, entry);
+            let patience_ns = due_ns.saturating_add(UNHEARD_MS * NS_PER_MS);
+            let heard_all = !self.more_completions || (draining && patience_ns <= self.now_ns);
+            if heard_all && entry.deadlines.is_retired() {
+                entry.dismissed = Some(CloseReason::Lifetime);
+                return Poll::Ready(Ok(None));
+            }
+            idle = entry.deadlines.has_first_byte() || entry.deadlines.is_retired();
+            if idle && heard_all && due_ns <= self.now_ns {
+                entry.dismissed = Some(CloseReason::Drained);
+                return Poll::Ready(Ok(None));
+            }
         }
         let turns = !entry.busy && !entry.waits();
         let goes_on = turns && entry.deadlines.waits(self.now_ms);
@@ -141,6 +144,7 @@ impl Core {
         }
     }
 
+    #[inline(always)]
     pub(crate) fn on_received(&mut self, id: Id, last: bool, result: Result<Option<Lease>, Errno>) {
         let Some(entry) = self.table.get_mut(id) else {
             self.counters.stale.add(1);
@@ -153,7 +157,26 @@ impl Core {
         }
         match result {
             Ok(Some(lease)) => {
-                if self.take_in(id, lease) {
+                let bytes = lease.len();
+                self.counters.bytes_received.add(bytes as u64);
+                entry.bytes_in += bytes as u64;
+                if entry.is_closing() || entry.ended.is_some() {
+                    self.throw_away(id, bytes);
+                    return self.after_receive(id);
+                }
+                entry.sizing.received(bytes, lease.left_some(), self.settings.bulk_bytes());
+                let first = !entry.deadlines.has_first_byte();
+                entry.deadlines.received(self.stamp_ms);
+                self.tasks.wake(&mut entry.reader);
+                entry.take_in(lease, || self.spare_inputs.pop().unwrap_or_default());
+                let full = entry.is_full(self.settings.receive_queue_bytes);
+                let goes_on = entry.receive == Receive::Armed && !entry.sizing.is_outgrown();
+                self.take_memory(bytes);
+                if first {
+                    // From now on it may have to be asked for signs of life.
+                    self.arm_deadline(id);
+                }
+                if goes_on && !full && !self.memory.is_short() {
                     return;
                 }
             }
@@ -199,38 +222,6 @@ impl Core {
         self.after_receive(id);
     }
 
-    /// Puts what was received into the connection's queue. True if the receive simply goes on.
-    fn take_in(&mut self, id: Id, lease: Lease) -> bool {
-        let stamp_ms = self.stamp_ms();
-        let bytes = lease.len();
-        let Some(entry) = self.table.get_mut(id) else { return true };
-        self.counters.bytes_received.add(bytes as u64);
-        entry.bytes_in += bytes as u64;
-        if entry.is_closing() || entry.ended.is_some() {
-            self.throw_away(id, bytes);
-            return false;
-        }
-        entry.rearmed = false;
-        entry.sizing.received(bytes, lease.left_some(), self.settings.bulk_bytes());
-        entry.farewell = false;
-        let first = !entry.deadlines.has_first_byte();
-        entry.deadlines.received(stamp_ms);
-        entry.input_bytes += bytes;
-        let spare = &mut self.spare_inputs;
-        let input = entry.input.get_or_insert_with(|| spare.pop().unwrap_or_default());
-        input.push_back(Chunk::new(lease));
-        let chunks = input.len();
-        let goes_on = entry.receive == Receive::Armed && !entry.sizing.is_outgrown();
-        let room = entry.input_bytes <= self.settings.receive_queue_bytes && chunks < CHUNKS_MAX;
-        self.tasks.wake(&mut entry.reader);
-        self.take_memory(bytes);
-        if first {
-            // From now on it may have to be asked for signs of life.
-            self.arm_deadline(id);
-        }
-        goes_on && room && !self.memory.is_short()
-    }
-
     /// Decides what a receive that has answered, or ended, does next.
     fn after_receive(&mut self, id: Id) {
         let Some(entry) = self.table.get_mut(id) else { return };
@@ -238,10 +229,8 @@ impl Core {
             self.advance_close(id);
             return;
         }
-        let chunks = entry.input.as_ref().map_or(0, |input| input.len());
-        let over = entry.input_bytes > self.settings.receive_queue_bytes
-            || chunks >= CHUNKS_MAX
-            || (chunks > 0 && self.memory.is_short());
+        let over = entry.is_full(self.settings.receive_queue_bytes)
+            || (entry.input.is_some() && self.memory.is_short());
         let (outgrown, closing) = (entry.sizing.is_outgrown(), entry.is_closing());
         let receive = entry.receive;
         match receive {
@@ -348,6 +337,22 @@ impl Core {
 }
 
 impl Entry {
+    /// Puts what was received into its queue.
+    #[inline]
+    fn take_in(&mut self, lease: Lease, spare: impl FnOnce() -> Box<Input>) {
+        self.rearmed = false;
+        self.farewell = false;
+        self.input_bytes += lease.len();
+        let input = self.input.get_or_insert_with(spare);
+        input.push(Chunk::new(lease));
+    }
+
+    /// Whether its handler has to catch up before more is received.
+    fn is_full(&self, receive_queue_bytes: usize) -> bool {
+        self.input_bytes > receive_queue_bytes
+            || self.input.as_ref().is_some_and(|input| input.len() >= CHUNKS_MAX)
+    }
+
     /// Why an operation of this connection has failed.
     pub(crate) fn fault(&self, errno: Errno, user_timeout_ms: u64) -> CloseReason {
         CloseReason::of_fault(errno, || {

@@ -109,7 +109,7 @@ impl Link {
 
 impl Core {
     fn owes_message(&mut self, id: Id, so_far: Option<SoFar>) {
-        let stamp_ms = self.stamp_ms();
+        let stamp_ms = self.stamp_ms;
         let Some(entry) = self.table.get_mut(id) else { return };
         (entry.busy, entry.idle_over) = (false, false);
         entry.deadlines.told(self.now_ms);

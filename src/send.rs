@@ -26,7 +26,7 @@ impl Core {
         if let Some(buf) = buf.take()
             && !buf.is_empty()
         {
-            self.output(id, buf.len()).push(buf);
+            self.output(id, |output| output.push(buf));
         }
         Poll::Ready(Ok(()))
     }
@@ -41,7 +41,7 @@ impl Core {
         let room = std::task::ready!(self.poll_room(id, cx))?;
         let count = bytes.len().min(room);
         if count > 0 {
-            self.output(id, count).write(&bytes[..count]);
+            self.output(id, |output| output.write(&bytes[..count]));
         }
         Poll::Ready(Ok(count))
     }
@@ -57,13 +57,14 @@ impl Core {
         let room = std::task::ready!(self.poll_room(id, cx))?;
         let count = pieces.iter().map(|piece| piece.len()).sum::<usize>().min(room);
         if count > 0 {
-            let output = self.output(id, count);
-            let mut left = count;
-            for piece in pieces {
-                let part = piece.len().min(left);
-                output.write(&piece[..part]);
-                left -= part;
-            }
+            self.output(id, |output| {
+                let mut left = count;
+                for piece in pieces {
+                    let part = piece.len().min(left);
+                    output.write(&piece[..part]);
+                    left -= part;
+                }
+            });
         }
         Poll::Ready(Ok(count))
     }
@@ -79,7 +80,7 @@ impl Core {
             return Err(error);
         }
         if !bytes.is_empty() {
-            self.output(id, bytes.len()).write(bytes);
+            self.output(id, |output| output.write(bytes));
         }
         Ok(())
     }
@@ -125,20 +126,23 @@ impl Core {
         }
     }
 
-    /// The queue of a connection that is there, to which so many bytes are added.
-    pub(crate) fn output(&mut self, id: Id, bytes: usize) -> &mut Gather {
-        self.take_memory(bytes);
-        let stamp_ms = self.stamp_ms();
-        let entry = self.table.get_mut(id).expect("invariant: the caller has seen the entry");
-        if entry.deadlines.output_began(stamp_ms, entry.bytes_out) {
-            self.arm_deadline(id);
-        }
+    /// Adds to the queue of a connection that is there.
+    pub(crate) fn output(&mut self, id: Id, add: impl FnOnce(&mut Gather)) {
         let entry = self.table.get_mut(id).expect("invariant: the caller has seen the entry");
         if !std::mem::replace(&mut entry.dirty, true) {
             self.dirty.push(id);
         }
         let spare = &mut self.spare;
-        entry.output.get_or_insert_with(|| spare.pop().unwrap_or_else(|| Box::new(Gather::new())))
+        let take_spare = || spare.pop().unwrap_or_else(|| Box::new(Gather::new()));
+        let output = entry.output.get_or_insert_with(take_spare);
+        let before = output.bytes();
+        add(output);
+        let bytes = output.bytes() - before;
+        let begins = entry.deadlines.output_began(self.stamp_ms, entry.bytes_out);
+        self.take_memory(bytes);
+        if begins {
+            self.arm_deadline(id);
+        }
     }
 
     /// Starts a send on every connection that has got output in this turn.
@@ -162,13 +166,14 @@ impl Core {
         }
     }
 
+    #[inline(always)]
     pub(crate) fn on_sent(
         &mut self,
         id: Id,
         result: Result<usize, Errno>,
         mut gather: Box<Gather>,
     ) {
-        let (stamp_ms, most) = (self.stamp_ms(), self.send_bytes_max());
+        let (stamp_ms, most) = (self.stamp_ms, self.send_bytes_max());
         let Some(entry) = self.table.get_mut(id) else {
             self.counters.stale.add(1);
             return;
@@ -249,6 +254,7 @@ impl Entry {
         }
     }
 
+    #[inline]
     fn send(&mut self, id: Id, mut gather: Box<Gather>, driver: &mut Driver, most: usize) {
         let Some(socket) = &self.socket else { return };
         gather.bound(most);

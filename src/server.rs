@@ -11,7 +11,7 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::panic::Location;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 #[cfg(feature = "admin")]
 use crate::admin::Admin;
@@ -38,6 +38,7 @@ use crate::signals::Signals;
 use crate::spin::SpinState;
 use crate::stats::Counters;
 use crate::sys::affinity;
+use crate::sys::clock::Epoch;
 use crate::sys::limits;
 use crate::sys::place::Place;
 use crate::sys::wake::EventFd;
@@ -461,7 +462,7 @@ fn seats(cpus: &[u16], spin: SpinState) -> Result<(Arc<Control>, Vec<Arc<EventFd
         seats.push(Seat { cpu, post, counters });
         bells.push(bell);
     }
-    Ok((Arc::new(Control::new(Instant::now(), seats)), bells))
+    Ok((Arc::new(Control::new(Epoch::now(), seats)), bells))
 }
 
 /// Each connection one; each core a ring, an eventfd, its listeners and those that it refuses; and

@@ -72,7 +72,8 @@ impl CoreCell {
                 break;
             }
             core.close_released();
-            core.hear(Wait::AtMostNs(NS_PER_MS));
+            let until_ns = core.driver.now_ns() + NS_PER_MS;
+            core.hear(Wait::Until(until_ns));
         }
     }
 

@@ -249,6 +249,7 @@ impl Future for NextChunk<'_> {
 }
 
 impl Drop for NextChunk<'_> {
+    #[inline]
     fn drop(&mut self) {
         if self.waits {
             let Link { core, id } = &self.half.link;
@@ -315,9 +316,9 @@ impl WriteHalf {
 
 /// What sends, whoever holds the link: only one at a time does.
 impl Link {
-    pub(crate) fn send(&self, buf: SendBuf) -> impl Future<Output = Result<()>> {
-        let (Link { core, id }, mut buf) = (self, Some(buf));
-        poll_fn(move |cx| core.borrow_mut().poll_send(*id, &mut buf, cx))
+    #[inline]
+    pub(crate) fn send(&self, buf: SendBuf) -> SendFuture<'_> {
+        SendFuture { link: self, buf: Some(buf) }
     }
 
     pub(crate) fn write(&self, mut bytes: &[u8]) -> impl Future<Output = Result<()>> {
@@ -342,5 +343,21 @@ impl Link {
             core.borrow_mut().finish(*id);
             core.borrow_mut().poll_flush(*id, cx)
         })
+    }
+}
+
+/// The future of [`Link::send`].
+pub(crate) struct SendFuture<'a> {
+    link: &'a Link,
+    /// Until it is accepted.
+    buf: Option<SendBuf>,
+}
+
+impl Future for SendFuture<'_> {
+    type Output = Result<()>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let SendFuture { link: Link { core, id }, buf } = self.get_mut();
+        core.borrow_mut().poll_send(*id, buf, cx)
     }
 }

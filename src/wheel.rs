@@ -41,6 +41,10 @@ mod tests;
 pub(crate) struct Wheel<T: Copy> {
     /// Everything before and at this moment has been moved to the due list.
     now_ms: u64,
+    /// Before this moment no slot comes to its turn.
+    slot_ms: u64,
+    /// Before this moment no timer has to be looked at.
+    wake_ms: u64,
     len: usize,
     /// The first node nobody uses; the others follow by `next`.
     free: u32,
@@ -72,6 +76,8 @@ impl<T: Copy> Wheel<T> {
     pub(crate) fn new(now_ms: u64) -> Self {
         Self {
             now_ms: now_ms.min(LAST_MS),
+            slot_ms: u64::MAX,
+            wake_ms: u64::MAX,
             len: 0,
             free: NONE,
             nodes: Vec::new(),
@@ -142,6 +148,9 @@ impl<T: Copy> Wheel<T> {
             // Or else the node is in the due list already, which finds it a place as well.
             let head = &mut self.heads[usize::from(place.head)];
             head.wake_ms = head.wake_ms.min(place.wake_ms);
+            if self.is_waiting(place.head) {
+                self.wake_ms = self.wake_ms.min(place.wake_ms);
+            }
         } else {
             self.unlink(key.index);
             self.link(key.index, place);
@@ -161,33 +170,46 @@ impl<T: Copy> Wheel<T> {
     ///
     /// A cancelled or re-armed exact timer can make the answer earlier than necessary, never later.
     pub(crate) fn next_expiry_ms(&self) -> Option<u64> {
-        if self.occupied[LEVELS] != 0 {
-            return Some(self.now_ms);
+        match self.occupied[LEVELS] {
+            0 if self.wake_ms == u64::MAX => None,
+            0 => Some(self.wake_ms),
+            _ => Some(self.now_ms),
         }
-        let mut next_ms = None;
+    }
+
+    /// Finds out anew when the next slot comes, and when a timer has to be looked at.
+    fn look_ahead(&mut self) {
+        (self.slot_ms, self.wake_ms) = (u64::MAX, u64::MAX);
         for (level, &occupied) in self.occupied[..LEVELS].iter().enumerate() {
             if occupied == 0 {
                 continue;
             }
             // Slots are read in the order in which they come: the one after the current granule
             // first. Within a level, no timer of a later slot is needed before one of an earlier.
-            let first = (self.now_ms >> (GRANULE_SHIFT * level as u32)) + 1;
+            let shift = GRANULE_SHIFT * level as u32;
+            let first = (self.now_ms >> shift) + 1;
             let ahead = occupied.rotate_right((first % SLOTS as u64) as u32).trailing_zeros();
-            let head = &self.heads[head_of(level, first + u64::from(ahead)) as usize];
-            next_ms = Some(next_ms.map_or(head.wake_ms, |ms: u64| ms.min(head.wake_ms)));
+            let granule = first + u64::from(ahead);
+            self.slot_ms = self.slot_ms.min(granule << shift);
+            self.wake_ms = self.wake_ms.min(self.heads[head_of(level, granule) as usize].wake_ms);
         }
-        next_ms
     }
 
     /// Tells the wheel the time without firing anything; time that goes backwards is ignored.
     ///
     /// To be said when the turn's time is read, so that timers armed before the turn's
     /// [`expire`](Self::expire) are measured from now and not from before the core slept.
+    #[inline]
     pub(crate) fn advance(&mut self, now_ms: u64) {
         let now_ms = now_ms.min(LAST_MS);
-        if now_ms <= self.now_ms {
-            return;
+        if now_ms >= self.slot_ms {
+            self.pass(now_ms);
         }
+        self.now_ms = self.now_ms.max(now_ms);
+    }
+
+    /// Moves all slots that have come to the due list.
+    fn pass(&mut self, now_ms: u64) {
         for level in 0..LEVELS {
             let shift = GRANULE_SHIFT * level as u32;
             let first = (self.now_ms >> shift) + 1;
@@ -205,6 +227,7 @@ impl<T: Copy> Wheel<T> {
             }
         }
         self.now_ms = now_ms;
+        self.look_ahead();
     }
 
     /// Advances to `now_ms`, appends what is due to `fired`, and returns true if the budget ran
@@ -254,7 +277,7 @@ impl<T: Copy> Wheel<T> {
     /// Finds the list for a deadline, and when that list must be looked at for its sake.
     fn locate(&self, deadline_ms: u64, precision: Precision) -> Place {
         if deadline_ms <= self.now_ms {
-            return Place { head: DUE as u16, wake_ms: self.now_ms };
+            return Place { head: DUE as u16, slot_ms: self.now_ms, wake_ms: self.now_ms };
         }
         let level = level_of(deadline_ms - self.now_ms);
         let shift = GRANULE_SHIFT * level as u32;
@@ -269,7 +292,7 @@ impl<T: Copy> Wheel<T> {
             Precision::Exact if fits => deadline_ms,
             _ => granule << shift,
         };
-        Place { head: head_of(level, granule), wake_ms }
+        Place { head: head_of(level, granule), slot_ms: granule << shift, wake_ms }
     }
 
     /// Appends a node to the list found for it.
@@ -282,6 +305,10 @@ impl<T: Copy> Wheel<T> {
             head.wake_ms = place.wake_ms;
         }
         *word |= bit;
+        if usize::from(place.head) != DUE {
+            self.slot_ms = self.slot_ms.min(place.slot_ms);
+            self.wake_ms = self.wake_ms.min(place.wake_ms);
+        }
         let last = std::mem::replace(&mut head.last, index);
         let node = &mut self.nodes[index as usize];
         node.prev = last;
@@ -298,7 +325,11 @@ impl<T: Copy> Wheel<T> {
         self.set_prev(next, prev);
         if prev == next {
             // Only the head itself is on both sides of a node.
-            self.mark_empty((prev & !HEAD_BIT) as u16);
+            let head = (prev & !HEAD_BIT) as usize;
+            self.mark_empty(head as u16);
+            if head != DUE && self.heads[head].wake_ms <= self.wake_ms {
+                self.look_ahead();
+            }
         }
     }
 
@@ -313,6 +344,12 @@ impl<T: Copy> Wheel<T> {
         self.set_next(last, HEAD_BIT | DUE as u32);
         self.heads[DUE].last = last;
         self.occupied[LEVELS] = 1;
+    }
+
+    /// Whether a slot has timers whose turn has not come.
+    fn is_waiting(&self, head: u16) -> bool {
+        let head = usize::from(head);
+        head != DUE && self.occupied[head / SLOTS] & (1 << (head % SLOTS)) != 0
     }
 
     fn mark_empty(&mut self, head: u16) {
@@ -383,6 +420,7 @@ impl Head {
 #[derive(Clone, Copy, Debug)]
 struct Place {
     head: u16,
+    slot_ms: u64,
     wake_ms: u64,
 }
 

@@ -135,7 +135,7 @@ impl Connect {
             None => core.borrow_mut().settings.connect_ms,
             Some(limit) => limit_ms(limit, || format!("connect within {limit:?}"))?,
         };
-        let begun_ms = core.borrow_mut().stamp_ms();
+        let begun_ms = core.borrow_mut().stamp_ms;
         let deadline_ms = begun_ms.saturating_add(timeout_ms);
         let addrs = match self.to {
             Target::Any(addrs) => addrs,

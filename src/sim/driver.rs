@@ -58,12 +58,11 @@ impl SimDriver {
             let error = errors[world.rng.below(3) as usize];
             return Err(io::Error::from_raw_os_error(error));
         }
-        let limit_ns = match wait {
-            Wait::No => 0,
-            Wait::AtMostNs(ns) => ns,
-            Wait::Forever => FOREVER_NS,
+        let until_ns = match wait {
+            Wait::No => world.now_ns,
+            Wait::Until(due_ns) => due_ns.max(world.now_ns),
+            Wait::Forever => world.now_ns.saturating_add(FOREVER_NS),
         };
-        let until_ns = world.now_ns.saturating_add(limit_ns);
         for _ in 0..STEPS_MAX {
             if world.orders.by_hand || !world.ready.is_empty() || world.now_ns >= until_ns {
                 return Ok(());

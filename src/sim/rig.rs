@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::panic::Location;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::peer::Peer;
 use super::{Rng, SimDriver, World, WorldRef};
@@ -21,6 +21,7 @@ use crate::local::Entered;
 use crate::net;
 use crate::post::{CoreBell, PostBox};
 use crate::stats::CoreStats;
+use crate::sys::clock::Epoch;
 use crate::time::{sleep, timeout};
 use crate::token::Kind;
 
@@ -127,7 +128,7 @@ impl Rig {
         let seats: Vec<Seat> = (0..worlds.len() as u16)
             .map(|cpu| Seat { cpu, post: PostBox::new(CoreBell::Silent), counters: Arc::default() })
             .collect();
-        let control = Arc::new(Control::new(Instant::now(), seats));
+        let control = Arc::new(Control::new(Epoch::now(), seats));
         let places = Arc::new(Places::new(most * control.seats().len(), control.seats().len(), 0));
         let start = |(index, (world, seat)): (usize, (WorldRef, &Seat))| {
             let lease = Lease::new(Arc::clone(&places), index);

@@ -22,7 +22,9 @@ use super::pages::Pages;
 /// lease, each of which holds the pool; and the driver forgets its own hold on the pool unless it
 /// has seen the end of every operation, so the kernel does not write any more.
 pub(crate) struct Pool {
-    memory: Pages,
+    memory: Memory,
+    /// A power of two.
+    buffers: u32,
     buffer_bytes: u32,
     /// The id of its first buffer: a core's pools share the range of ids.
     first: u16,
@@ -30,6 +32,13 @@ pub(crate) struct Pool {
     leased: Cell<u32>,
 }
 
+enum Memory {
+    Pages(Pages),
+    /// Of a pool that the kernel never has, with one buffer in it.
+    Heap(Box<[u8]>),
+}
+
+#[derive(Default)]
 struct Books {
     /// Who may touch the buffer; indexed by buffer id.
     places: Vec<Place>,
@@ -50,26 +59,24 @@ impl Pool {
     /// Makes `buffers` (a power of two up to 2^15) of `buffer_bytes` each, all returned. Their ids
     /// count from `first`. They take up memory once they are used.
     pub(crate) fn new(first: u16, buffers: u16, buffer_bytes: u32) -> io::Result<Rc<Pool>> {
+        assert!(u64::from(buffer_bytes) <= Span::MASK && buffers <= Span::BUFFERS);
         let memory = Pages::new(usize::from(buffers) * (buffer_bytes + COLOUR_BYTES) as usize)?;
+        let memory = Memory::Pages(memory);
         let places = vec![Place::Returned; usize::from(buffers)];
         // The kernel takes from the front: start it with the lowest buffers.
         let returned = (0..buffers).rev().collect();
         let books = RefCell::new(Books { places, returned, kernels: 0 });
         let leased = Cell::new(0);
-        Ok(Rc::new(Pool { memory, buffer_bytes, first, books, leased }))
+        let buffers = buffers.into();
+        Ok(Rc::new(Pool { memory, buffers, buffer_bytes, first, books, leased }))
     }
 
     pub(crate) fn buffers(&self) -> u32 {
-        (self.memory.bytes() / self.stride()) as u32
+        self.buffers
     }
 
     pub(crate) fn buffer_bytes(&self) -> u32 {
         self.buffer_bytes
-    }
-
-    /// Whether a buffer's id lies at or above this pool's first one.
-    pub(crate) fn begins_by(&self, id: u16) -> bool {
-        id >= self.first
     }
 
     /// How many buffers are out with leases.
@@ -96,7 +103,7 @@ impl Pool {
         *place = Place::Leased;
         books.kernels -= 1;
         self.leased.set(self.leased.get() + 1);
-        Some(Lease { pool: Rc::clone(self), buffer, left_some: false, len })
+        Some(Lease { pool: Rc::clone(self), span: Span::new(buffer, len) })
     }
 
     /// Moves returned buffers to the kernel until it has `wanted`, handing each to `give`, latest
@@ -118,10 +125,14 @@ impl Pool {
 
     /// Where a buffer is, by its place in the pool.
     fn address(&self, buffer: u16) -> NonNull<u8> {
+        let (address, bytes) = match &self.memory {
+            Memory::Pages(pages) => (pages.address(), pages.bytes()),
+            Memory::Heap(bytes) => (NonNull::from(&**bytes).cast(), bytes.len()),
+        };
         let offset = usize::from(buffer) * self.stride();
-        assert!(offset < self.memory.bytes());
-        // SAFETY: the offset was just checked to lie inside the mapping.
-        unsafe { self.memory.address().add(offset) }
+        assert!(offset <= bytes);
+        // SAFETY: the offset was just checked to lie inside the memory, or right behind it.
+        unsafe { address.add(offset) }
     }
 
     /// Plays the kernel in the simulator: writes into a buffer that the kernel has.
@@ -154,32 +165,91 @@ impl fmt::Debug for Pool {
     }
 }
 
-/// One filled receive buffer. Dropping it returns the buffer.
+/// The bytes in one filled receive buffer. Dropping it returns the buffer.
+///
+/// Two words, as each is moved a dozen times on its way to the handler and out again.
 pub(crate) struct Lease {
     pool: Rc<Pool>,
-    buffer: u16,
-    left_some: bool,
-    len: u32,
+    span: Span,
+}
+
+/// Which bytes of which buffer: from the lowest bits, 24 for where they begin, 24 for where they
+/// end, 15 for the buffer, and whether the kernel had more behind these.
+#[derive(Clone, Copy)]
+struct Span(u64);
+
+impl Span {
+    const END: u32 = 24;
+    const BUFFER: u32 = 48;
+    const LEFT_SOME: u64 = 1 << 63;
+    /// The largest position in a buffer.
+    const MASK: u64 = (1 << 24) - 1;
+    const BUFFERS: u16 = 1 << 15;
+
+    fn new(buffer: u16, len: u32) -> Span {
+        Span(u64::from(buffer) << Span::BUFFER | u64::from(len) << Span::END)
+    }
+
+    fn buffer(self) -> u16 {
+        (self.0 >> Span::BUFFER) as u16 & (Span::BUFFERS - 1)
+    }
+
+    fn start(self) -> usize {
+        (self.0 & Span::MASK) as usize
+    }
+
+    fn len(self) -> usize {
+        (self.0 >> Span::END & Span::MASK) as usize - self.start()
+    }
 }
 
 impl Lease {
+    /// Bytes that are in nobody's way: a pool for themselves.
+    pub(crate) fn copied(bytes: &[u8]) -> Lease {
+        let pool = Pool {
+            memory: Memory::Heap(bytes.into()),
+            buffers: 1,
+            buffer_bytes: bytes.len() as u32,
+            first: 0,
+            books: RefCell::default(),
+            leased: Cell::new(1),
+        };
+        Lease { pool: Rc::new(pool), span: Span::new(0, bytes.len() as u32) }
+    }
+
     /// With what the kernel has said of the bytes behind these.
-    pub(crate) fn leaving_some(self, left_some: bool) -> Lease {
-        let mut lease = self;
-        lease.left_some = left_some;
-        lease
+    pub(crate) fn leaving_some(mut self, left_some: bool) -> Lease {
+        if left_some {
+            self.span.0 |= Span::LEFT_SOME;
+        }
+        self
+    }
+
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.span.len()
+    }
+
+    /// Drops the first `count` bytes.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    #[inline]
+    pub(crate) fn advance(&mut self, count: usize) {
+        assert!(count <= self.len(), "advance by {count} in a chunk of {}", self.len());
+        self.span.0 += count as u64;
     }
 
     /// Whether more bytes were there that did not fit.
     pub(crate) fn left_some(&self) -> bool {
-        self.left_some
+        self.span.0 & Span::LEFT_SOME != 0
     }
 
     /// Whether more than half of the pool is out with leases, so that whoever wants to keep these
     /// bytes had better copy them; not when they are many, as then a copy costs more than that
     /// others have to do with smaller buffers.
     pub(crate) fn is_pool_short(&self) -> bool {
-        self.is_pool_half_out() && self.len <= COPY_BYTES_MAX
+        self.is_pool_half_out() && self.len() <= COPY_BYTES_MAX
     }
 
     /// Whether more than half of the pool is out with leases.
@@ -192,26 +262,32 @@ impl Deref for Lease {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        let address = self.pool.address(self.buffer).as_ptr();
+        let buffer = self.pool.address(self.span.buffer());
+        // SAFETY: it begins before its end, which was checked against the buffer's size.
+        let begin = unsafe { buffer.add(self.span.start()) };
         // SAFETY: the place is `Leased` until this lease is dropped, so the kernel does not write
-        // here and nobody else does; `len` was checked against the buffer's size; the pool's
-        // memory is initialised and lives as long as the lease.
-        unsafe { std::slice::from_raw_parts(address, self.len as usize) }
+        // here and nobody else does; the bytes are inside of the buffer; the pool's memory is
+        // initialised and lives as long as the lease.
+        unsafe { std::slice::from_raw_parts(begin.as_ptr(), self.len()) }
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        let buffer = self.span.buffer();
         let mut books = self.pool.books.borrow_mut();
-        books.places[usize::from(self.buffer)] = Place::Returned;
-        books.returned.push(self.buffer);
-        self.pool.leased.set(self.pool.leased.get() - 1);
+        // A pool of copied bytes has no books: it goes with them.
+        if let Some(place) = books.places.get_mut(usize::from(buffer)) {
+            *place = Place::Returned;
+            books.returned.push(buffer);
+            self.pool.leased.set(self.pool.leased.get() - 1);
+        }
     }
 }
 
 impl fmt::Debug for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Lease({} bytes in buffer {})", self.len, self.buffer)
+        write!(f, "Lease({} bytes in buffer {})", self.len(), self.span.buffer())
     }
 }
 
@@ -289,7 +365,7 @@ impl BufRing {
 const COLOUR_BYTES: u32 = 64;
 
 /// More bytes than this are not copied out of a buffer, however short the pool is.
-const COPY_BYTES_MAX: u32 = 16 * 1024;
+const COPY_BYTES_MAX: usize = 16 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -323,7 +399,6 @@ mod tests {
         pool.write_as_kernel(513, b"large");
         assert_eq!(&*pool.lease(513, 5).unwrap(), b"large");
         assert!(pool.lease(1, 5).is_none() && pool.lease(516, 5).is_none(), "not of this pool");
-        assert!(pool.begins_by(512) && !pool.begins_by(511));
     }
 
     #[test]

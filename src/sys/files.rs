@@ -70,7 +70,15 @@ impl Files {
     }
 
     /// Whether the next send of a connection finds its socket in its place.
+    #[inline]
     pub(crate) fn is_direct(&mut self, token: Token) -> bool {
+        let place = self.places.get(token.slot() as usize);
+        let taken = |it: &Place| it.state == State::Taken && it.generation == token.generation();
+        place.is_some_and(taken) || self.count_send(token)
+    }
+
+    /// Counts it to who has no place yet. False, for a caller who asks whether it has one.
+    fn count_send(&mut self, token: Token) -> bool {
         let slot = token.slot() as usize;
         if slot >= self.descriptors.len() {
             return false;
@@ -85,7 +93,7 @@ impl Files {
             *place = fresh;
         }
         place.sends = place.sends.saturating_add(1);
-        place.state == State::Taken
+        false
     }
 
     /// The update that gives a connection its place, when it is time for that.

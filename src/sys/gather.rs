@@ -14,6 +14,8 @@ pub(crate) struct Gather {
     bytes: usize,
     /// The most that one send takes.
     most: usize,
+    /// The last segment is of copies, to which more may be added until it is sent.
+    copies: bool,
     /// An emptied buffer, kept so that the next `write` allocates nothing.
     spare: Vec<u8>,
     pieces: Vec<libc::iovec>,
@@ -29,6 +31,7 @@ impl Gather {
             skip: 0,
             bytes: 0,
             most: usize::MAX,
+            copies: false,
             spare: Vec::new(),
             pieces: Vec::new(),
             header,
@@ -54,27 +57,35 @@ impl Gather {
         self.segments.len() >= SEGMENTS_MAX
     }
 
-    /// Appends a buffer without copying it.
+    /// Appends a buffer, which is not empty, without copying it.
+    #[inline]
     pub(crate) fn push(&mut self, buf: SendBuf) {
-        if !buf.is_empty() {
-            self.bytes += buf.len();
-            self.segments.push(buf);
-        }
+        self.bytes += buf.len();
+        self.copies = false;
+        self.segments.push(buf);
     }
 
-    /// Appends a copy, to the last buffer where that is one of these copies too.
+    /// Appends a copy of the bytes; small ones in a row share a segment.
     pub(crate) fn write(&mut self, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
         }
         self.bytes += bytes.len();
-        if let Some(SendBuf(Payload::Copied(last))) = self.segments.last_mut() {
+        if let Some(last) = self.last_copies() {
             last.extend_from_slice(bytes);
             return;
         }
+        self.copies = true;
         let mut copy = std::mem::take(&mut self.spare);
         copy.extend_from_slice(bytes);
-        self.segments.push(SendBuf(Payload::Copied(copy)));
+        self.segments.push(SendBuf(Payload::Owned(copy)));
+    }
+
+    fn last_copies(&mut self) -> Option<&mut Vec<u8>> {
+        match self.segments.last_mut() {
+            Some(SendBuf(Payload::Owned(copies))) if self.copies => Some(copies),
+            _ => None,
+        }
     }
 
     /// Drops the first `sent` bytes, which the kernel has taken.
@@ -97,26 +108,30 @@ impl Gather {
             self.skip = 0;
             done += 1;
         }
-        for segment in self.segments.drain(..done) {
-            keep(segment, &mut self.spare);
-        }
+        self.segments.drain(..done);
     }
 
     /// Drops everything.
+    #[inline]
     pub(crate) fn clear(&mut self) {
         (self.bytes, self.skip) = (0, 0);
-        while let Some(segment) = self.segments.pop() {
-            keep(segment, &mut self.spare);
+        if let Some(copies) = self.last_copies()
+            && copies.capacity() <= SPARE_BYTES_MAX
+        {
+            copies.clear();
+            self.spare = std::mem::take(copies);
         }
+        self.copies = false;
+        self.segments.clear();
     }
 
-    /// The bytes in order, piece by piece.
     #[cfg(test)]
     pub(crate) fn pieces(&self) -> impl Iterator<Item = &[u8]> {
         self.segments.iter().enumerate().map(|(n, s)| if n == 0 { &s[self.skip..] } else { &s[..] })
     }
 
     /// What is to be sent next, if it is of one piece: it goes out by a plain send.
+    #[inline]
     pub(super) fn single(&self) -> Option<&[u8]> {
         let first = &self.segments.first()?[self.skip..];
         let alone = self.segments.len() == 1 || first.len() >= self.most;
@@ -142,16 +157,6 @@ impl Gather {
         self.header.msg_iov = self.pieces.as_mut_ptr();
         self.header.msg_iovlen = self.pieces.len();
         ptr::from_ref(&self.header)
-    }
-}
-
-/// Drops a segment, but for the memory of a copy, which the next one can use.
-fn keep(segment: SendBuf, spare: &mut Vec<u8>) {
-    if let SendBuf(Payload::Copied(mut copy)) = segment
-        && copy.capacity() <= SPARE_BYTES_MAX
-    {
-        copy.clear();
-        *spare = copy;
     }
 }
 

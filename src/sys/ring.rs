@@ -8,7 +8,6 @@ use io_uring::types::{SubmitArgs, Timespec};
 use io_uring::{IoUring, squeue};
 
 use super::uring::RingSetup;
-use crate::driver::Wait;
 
 /// The ring itself and how it is entered.
 pub(super) struct Ring {
@@ -35,23 +34,30 @@ impl Ring {
         Ok(Ring { uring, registered: None, enter_flags, accepts_well })
     }
 
+    #[inline]
     pub(super) fn push(&mut self, entry: &squeue::Entry) -> bool {
         let mut queue = self.uring.submission();
         // SAFETY: what the entry points to is owned by `Uring` until its final completion.
         unsafe { queue.push(entry) }.is_ok()
     }
 
-    /// `io_uring_enter(2)` with the flags and the descriptor that this ring wants.
-    pub(super) fn enter(&self, to_submit: u32, wait: Wait) -> io::Result<u32> {
+    /// `io_uring_enter(2)` with the flags and the descriptor that this ring wants; who waits may
+    /// have a limit.
+    pub(super) fn enter(
+        &self,
+        to_submit: u32,
+        waits: bool,
+        limit: Option<Duration>,
+    ) -> io::Result<u32> {
         let (fd, mut flags) = match self.registered {
             Some(index) => (index as libc::c_int, self.enter_flags | ENTER_REGISTERED_RING),
             None => (self.uring.as_raw_fd(), self.enter_flags),
         };
         flags |= ENTER_GETEVENTS;
-        let want = u32::from(wait != Wait::No);
+        let want = u32::from(waits);
         let (timeout, arguments);
-        let (argument, size) = if let Wait::AtMostNs(ns) = wait {
-            timeout = Timespec::from(Duration::from_nanos(ns));
+        let (argument, size) = if let Some(limit) = limit {
+            timeout = Timespec::from(limit);
             arguments = SubmitArgs::new().timespec(&timeout);
             flags |= ENTER_EXT_ARG;
             (std::ptr::from_ref(&arguments).cast(), size_of_val(&arguments))

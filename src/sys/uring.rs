@@ -4,27 +4,28 @@
 //! send by `sends`, the receive buffers by the pool. If the end of an operation can't be seen,
 //! they are leaked. Descriptors belong to the core, which keeps them open for as long.
 
+mod reap;
+
 use std::collections::VecDeque;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use io_uring::types::{CancelBuilder, Fd, Timespec};
-use io_uring::{cqueue, opcode, squeue};
+use io_uring::{opcode, squeue};
 
-use super::bufs::{BufRing, Lease, Pool};
+use super::bufs::{BufRing, Pool};
+use super::clock::Epoch;
 use super::connects::Connects;
 use super::datagrams::Datagrams;
 use super::files::{Files, Leaving, NO_FILE};
 use super::gather::Gather;
 use super::ring::{ACCEPT_POLL_FIRST, RECV_MULTISHOT, Ring, with_ioprio};
 use super::wake::EventFd;
-use crate::driver::{
-    Completion, DriverCounters, Errno, Group, Name, Op, Outcome, Queue, Socket, Wait,
-};
+use crate::driver::{Completion, DriverCounters, Group, Name, Op, Wait};
 use crate::refusal::RingAsked;
 use crate::token::{Kind, Token};
 
@@ -66,7 +67,7 @@ pub(crate) struct Uring {
     /// What found the submission queue full.
     backlog: VecDeque<squeue::Entry>,
     doorbell: Arc<EventFd>,
-    epoch: Instant,
+    epoch: Epoch,
     in_flight: usize,
     /// Receives in flight into large buffers.
     bulk_receives: usize,
@@ -92,11 +93,7 @@ impl Uring {
     ///
     /// # Errors
     /// The kernel's refusal as it is; `refusal::explain_setup_failure` turns it into words.
-    pub(crate) fn new(
-        setup: RingSetup,
-        doorbell: Arc<EventFd>,
-        epoch: Instant,
-    ) -> io::Result<Uring> {
+    pub(crate) fn new(setup: RingSetup, doorbell: Arc<EventFd>, epoch: Epoch) -> io::Result<Uring> {
         // Before the ring, so that an error drops them after it: the kernel knows them until then.
         let mut bufs = Vec::with_capacity(2);
         let mut ring = Box::new(Ring::new(setup)?);
@@ -132,6 +129,8 @@ impl Uring {
         Ok(driver)
     }
 
+    /// Inlined, since each caller knows which operation it is.
+    #[inline(always)]
     pub(crate) fn push(&mut self, token: Token, op: Op) {
         if self.quiesced {
             // Its descriptor may be closed, and the number another's, before it reaches the kernel.
@@ -186,10 +185,12 @@ impl Uring {
     pub(crate) fn enter(&mut self, wait: Wait) -> io::Result<()> {
         self.publish();
         let wait = match wait {
-            Wait::AtMostNs(ns) if !self.quiesced => self.lean_on_timer(ns),
+            Wait::Until(due_ns) if !self.quiesced => self.lean_on_timer(due_ns),
             wait => wait,
         };
-        self.move_backlog();
+        if !self.backlog.is_empty() {
+            self.move_backlog();
+        }
         let (queued, overflown, deferred) = {
             let queue = self.ring.uring.submission();
             (queue.len(), queue.cq_overflow(), queue.taskrun())
@@ -201,7 +202,11 @@ impl Uring {
         }
         let wait = if self.backlog.is_empty() { wait } else { Wait::No };
         self.counters.enters += 1;
-        match self.ring.enter(queued as u32, wait) {
+        let limit = match wait {
+            Wait::Until(due_ns) => Some(Duration::from_nanos(due_ns.saturating_sub(self.now_ns()))),
+            Wait::No | Wait::Forever => None,
+        };
+        match self.ring.enter(queued as u32, wait != Wait::No, limit) {
             Ok(submitted) => {
                 self.counters.submissions += u64::from(submitted);
                 Ok(())
@@ -223,15 +228,17 @@ impl Uring {
 
     /// Makes of a wait with an end one that the standing timer ends, be it early. To start a timer
     /// with each wait costs about a microsecond on a virtual machine.
-    fn lean_on_timer(&mut self, ns: u64) -> Wait {
-        let due_ns = self.now_ns().saturating_add(ns);
-        if self.timer_ns == u64::MAX && ns >= TIMER_NS_MIN {
-            *self.timer_spec = Timespec::from(Duration::from_nanos(ns));
-            self.timer_ns = due_ns;
-            let entry = opcode::Timeout::new(&raw const *self.timer_spec).build();
-            self.queue(entry.user_data(Token::new(Kind::Timer, 0, 0).bits()));
+    fn lean_on_timer(&mut self, due_ns: u64) -> Wait {
+        if self.timer_ns == u64::MAX {
+            let ns = due_ns.saturating_sub(self.now_ns());
+            if ns >= TIMER_NS_MIN {
+                *self.timer_spec = Timespec::from(Duration::from_nanos(ns));
+                self.timer_ns = due_ns;
+                let entry = opcode::Timeout::new(&raw const *self.timer_spec).build();
+                self.queue(entry.user_data(Token::new(Kind::Timer, 0, 0).bits()));
+            }
         }
-        if self.timer_ns <= due_ns { Wait::Forever } else { Wait::AtMostNs(ns) }
+        if self.timer_ns <= due_ns { Wait::Forever } else { Wait::Until(due_ns) }
     }
 
     pub(crate) fn has_news(&mut self) -> bool {
@@ -247,49 +254,6 @@ impl Uring {
 
     pub(crate) fn is_ready(&mut self) -> bool {
         !self.ring.uring.completion().is_empty()
-    }
-
-    pub(crate) fn next(&mut self) -> Option<Completion> {
-        loop {
-            let entry = self.ring.uring.completion().next()?;
-            self.counters.completions += 1;
-            let last = !cqueue::more(entry.flags());
-            self.in_flight -= usize::from(last);
-            let token = Token::from_bits(entry.user_data());
-            match token.kind() {
-                Some(Kind::File) => {
-                    self.files.settled(token, entry.result());
-                    continue;
-                }
-                Some(Kind::Timer) => {
-                    self.timer_ns = u64::MAX;
-                    continue;
-                }
-                Some(Kind::Connect) if !self.connects.end(token) => {
-                    self.counters.stale += 1;
-                    continue;
-                }
-                Some(Kind::BulkReceive) => self.bulk_receives -= usize::from(last),
-                Some(Kind::ReceiveDatagrams | Kind::SendDatagram) => {
-                    match self.datagrams.outcome(token, &entry, last) {
-                        Some(outcome) => return Some(Completion { token, last, outcome }),
-                        None => self.counters.stale += 1,
-                    }
-                    continue;
-                }
-                _ => {}
-            }
-            let says_queue = self.ring.accepts_well;
-            let outcome = outcome(token, &entry, last, says_queue, &self.bufs, &mut self.sends);
-            let Some(outcome) = outcome else {
-                self.counters.stale += 1;
-                continue;
-            };
-            if last && !self.quiesced && matches!(outcome, Outcome::Doorbell) {
-                self.poll_doorbell();
-            }
-            return Some(Completion { token, last, outcome });
-        }
     }
 
     pub(crate) fn pool(&self) -> &Rc<Pool> {
@@ -309,7 +273,7 @@ impl Uring {
     }
 
     pub(crate) fn now_ns(&self) -> u64 {
-        self.epoch.elapsed().as_nanos() as u64
+        self.epoch.elapsed_ns()
     }
 
     #[cfg(test)]
@@ -329,7 +293,7 @@ impl Uring {
             let _ = self.enter(Wait::No);
             let everything = CancelBuilder::any().all();
             let _ = self.ring.uring.submitter().register_sync_cancel(Some(CANCEL_WAIT), everything);
-            let _ = self.enter(Wait::AtMostNs(1_000_000));
+            let _ = self.enter(Wait::Until(self.now_ns() + 1_000_000));
             into.extend(std::iter::from_fn(|| self.next()));
             if Instant::now() >= give_up {
                 break;
@@ -350,6 +314,7 @@ impl Uring {
         self.queue(entry.user_data(Token::new(Kind::Doorbell, 0, 0).bits()));
     }
 
+    #[inline(always)]
     fn send_entry(&mut self, token: Token, Name(fd): Name, gather: Box<Gather>) -> squeue::Entry {
         let slot = token.slot() as usize;
         if slot >= self.sends.len() {
@@ -376,15 +341,19 @@ impl Uring {
         entry.flags(place)
     }
 
+    #[inline]
     fn queue(&mut self, entry: squeue::Entry) {
         self.in_flight += 1;
-        self.move_backlog();
+        if !self.backlog.is_empty() {
+            self.move_backlog();
+        }
         if !self.backlog.is_empty() || !self.ring.push(&entry) {
             self.backlog.push_back(entry);
         }
     }
 
     /// Moves what found the queue full into it, submitting to make room.
+    #[cold]
     fn move_backlog(&mut self) {
         while let Some(entry) = self.backlog.front().cloned() {
             if !self.ring.push(&entry) {
@@ -392,7 +361,7 @@ impl Uring {
                 let queued = self.ring.uring.submission().len() as u32;
                 self.counters.enters += 1;
                 // On an error the entries stay where they are; `enter` will meet it again.
-                match self.ring.enter(queued, Wait::No) {
+                match self.ring.enter(queued, false, None) {
                     Ok(submitted) => self.counters.submissions += u64::from(submitted),
                     Err(_) => return,
                 }
@@ -431,58 +400,6 @@ impl Drop for Uring {
             unsafe { ManuallyDrop::drop(&mut self.datagrams) };
         }
     }
-}
-
-/// Takes over what a completion carries. `None`: it belongs to nothing that is in flight.
-fn outcome(
-    token: Token,
-    entry: &cqueue::Entry,
-    last: bool,
-    says_queue: bool,
-    bufs: &[BufRing],
-    sends: &mut [Option<Sending>],
-) -> Option<Outcome> {
-    let result = entry.result();
-    let result = usize::try_from(result).map_err(|_| Errno(-result));
-    // A buffer that the kernel has picked is ours again, whatever else the completion says.
-    let lease: Option<Lease> = cqueue::buffer_select(entry.flags()).and_then(|buffer| {
-        let pool = bufs.iter().rev().map(BufRing::pool).find(|pool| pool.begins_by(buffer))?;
-        let lease = pool.lease(buffer, *result.as_ref().unwrap_or(&0) as u32)?;
-        Some(lease.leaving_some(cqueue::sock_nonempty(entry.flags())))
-    });
-    Some(match token.kind()? {
-        Kind::Accept => {
-            let queue = match cqueue::sock_nonempty(entry.flags()) {
-                _ if !says_queue => Queue::Unknown,
-                true => Queue::More,
-                false => Queue::Empty,
-            };
-            let socket = result.map(|fd| {
-                // SAFETY: a fresh descriptor, given to us by the accept and owned by nobody else.
-                Socket::Os(unsafe { OwnedFd::from_raw_fd(fd as i32) })
-            });
-            Outcome::Accepted(socket, queue)
-        }
-        Kind::Receive | Kind::BulkReceive => match result {
-            Ok(0) => Outcome::Received(Ok(None)),
-            // Bytes without a buffer would be bytes lost: the stream is broken.
-            Ok(_) => Outcome::Received(lease.map(Some).ok_or(Errno(libc::EIO))),
-            Err(errno) => Outcome::Received(Err(errno)),
-        },
-        Kind::Send => {
-            let sending = sends.get_mut(token.slot() as usize)?;
-            if !last || sending.as_ref()?.token != token {
-                return None;
-            }
-            Outcome::Sent(result, sending.take()?.gather)
-        }
-        Kind::Hangup => Outcome::Hangup(result.map(|events| events as i32)),
-        Kind::Doorbell => Outcome::Doorbell,
-        Kind::Connect => Outcome::Connected(result.map(|_| ())),
-        Kind::Cancel | Kind::CancelConnect => Outcome::Cancelled(result.map(|_| ())),
-        Kind::CancelDatagrams => Outcome::DatagramsCancelled(result.map(|_| ())),
-        Kind::File | Kind::Timer | Kind::ReceiveDatagrams | Kind::SendDatagram => return None,
-    })
 }
 
 /// A wait that is shorter than this has a timer of its own.

@@ -329,7 +329,7 @@ mod tests {
         let address = SocketAddr::from_abstract_name(name).expect("a name");
         let hears = UnixDatagram::bind_addr(&address).expect("bind");
         let seat = Seat { cpu: 0, post: PostBox::new(CoreBell::Silent), counters: Arc::default() };
-        let control = Arc::new(Control::new(Instant::now(), vec![seat]));
+        let control = Arc::new(Control::new(crate::sys::clock::Epoch::now(), vec![seat]));
         control.begin_drain(Duration::from_secs(5));
         control.report(0, end);
         let socket = UnixDatagram::unbound().expect("a socket");
