@@ -99,8 +99,8 @@ pub(super) static FEATURES: [Feature; 15] = [
         name: "operations",
         since: "5.6",
         needed: true,
-        costs: "slipring cannot do without ACCEPT, RECV, RECVMSG, SEND, SENDMSG, CONNECT, POLL_ADD, \
-                TIMEOUT, ASYNC_CANCEL and FILES_UPDATE",
+        costs: "slipring cannot do without ACCEPT, RECV, RECVMSG, SEND, SENDMSG, CONNECT, \
+                POLL_ADD, TIMEOUT, ASYNC_CANCEL and FILES_UPDATE",
         ask: |_| probe::operations(),
     },
     Feature {
@@ -185,8 +185,8 @@ pub(super) static FEATURES: [Feature; 15] = [
         name: "accept poll-first",
         since: "6.10",
         needed: false,
-        costs: "each accept is tried once in vain, and whether more connections are queued is asked \
-                by a system call",
+        costs: "each accept is tried once in vain, and a system call asks whether more \
+                connections are queued",
         ask: |bits| has(bits, feature::RECVSEND_BUNDLE),
     },
     Feature {
@@ -208,6 +208,8 @@ pub(super) static FEATURES: [Feature; 15] = [
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
     use crate::machine::Facts;
 
@@ -222,7 +224,8 @@ mod tests {
         let asking = thread::spawn(Answers::ask);
         let Answers { ring, features } = asking.join().expect("no panic");
         if let Err(errno) = ring {
-            println!("NOT RUN: {TEST}: no ring is to be had, errno {errno}");
+            let why = format!("NOT RUN: {TEST}: no ring is to be had, errno {errno}\n");
+            let _ = std::io::stderr().write_all(why.as_bytes());
             return;
         }
         let kernel: (u32, u32) = Facts::read().kernel().expect("a release");

@@ -33,7 +33,7 @@ fn a_request_whose_beginning_came_with_the_last_one_is_waited_for_in_a_drain() {
             let is_left = entry.ended.is_none() && !entry.is_closing();
             assert!(is_left && entry.deadlines.is_in_message(), "cut at {cut}: it was cut off");
         });
-        say(&rig, NEXT[cut..].as_bytes());
+        say(&rig, &NEXT.as_bytes()[cut..]);
         send(&rig);
         assert_eq!(answers(&rig), ["/last", "/next, the end"], "cut at {cut}");
         finish(&rig);
@@ -69,7 +69,7 @@ fn a_request_whose_beginning_came_with_the_last_one_keeps_its_connection_from_be
         send(&rig);
         pass_until(&rig, &|| is_in_message(&rig, id));
         if comes {
-            say(&rig, NEXT[4..].as_bytes());
+            say(&rig, &NEXT.as_bytes()[4..]);
             send(&rig);
             assert_eq!(answers(&rig), ["/last", "/next"]);
         }

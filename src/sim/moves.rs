@@ -205,8 +205,8 @@ fn a_full_core_passes_on_what_others_have_room_for() {
     });
 }
 
-/// There is none left for the one that waits at it, until one ends elsewhere: then its core is told,
-/// and looks at once, not when it would have looked again.
+/// There is no place for the one that waits at it, until one ends elsewhere: then its core is
+/// told, and looks at once, not when it would have looked again.
 #[test]
 fn a_full_core_that_is_granted_a_place_passes_the_next_one_on_at_once() {
     for_seeds("granted", 50, |seed| {

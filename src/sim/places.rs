@@ -1,5 +1,5 @@
-//! Direct descriptors of the simulated kernel: its table of open files, and the driver's own books of
-//! it, which are the real ones. A socket that the core closes while it has a place stays open.
+//! Direct descriptors of the simulated kernel: its table of open files, and the driver's own books
+//! of it, which are the real ones. A socket that the core closes while it has a place stays open.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -74,8 +74,8 @@ impl Places {
 }
 
 impl World {
-    /// A connection is about to be closed, and leaves its place: by a call, which may fail, or by an
-    /// update behind the one that is under way.
+    /// A connection is about to be closed, and leaves its place: by a call, which may fail, or by
+    /// an update behind the one that is under way.
     pub(super) fn leave_place(&mut self, token: Token) {
         let Some(leaving) = self.places.files.leave(token) else { return };
         let fails = self.rng.percent(self.fault_percent);
@@ -181,8 +181,8 @@ mod tests {
     use super::super::tests::for_seeds;
     use super::Tally;
 
-    /// The model itself says what is wrong: a send that finds another's socket, a place that keeps a
-    /// socket open after its connection has ended, one that is given away twice.
+    /// The model itself says what is wrong: a send that finds another's socket, a place that keeps
+    /// a socket open after its connection has ended, one that is given away twice.
     #[test]
     fn a_place_is_one_connections_and_is_left_before_its_socket_is_closed() {
         let all = Cell::new(Tally::default());

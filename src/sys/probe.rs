@@ -122,7 +122,8 @@ pub(crate) fn direct_descriptors() -> Result<(), i32> {
     submitter.unregister_files().map_err(|error| errno(&error))
 }
 
-/// Submits an operation that carries no pointer but to its own header, and returns what the kernel says to it at once.
+/// Submits an operation that carries no pointer but to its own header, and returns what the kernel
+/// says to it at once.
 fn first_completion(entry: &squeue::Entry) -> Result<Option<i32>, i32> {
     let mut ring = small_ring()?;
     // SAFETY: a receive selects from a group that has no buffers, so it writes nothing; the header
