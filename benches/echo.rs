@@ -1,7 +1,7 @@
 //! How long does an echo of 64 bytes take a blocking client, against each server?
 //!
 //! ```text
-//! cargo bench --bench echo
+//! cargo bench -p slipring-benches --bench echo
 //! ```
 //!
 //! The server is one thread of this process on CPU 0, the client is blocking `std::net` on CPU 1:

@@ -1,8 +1,8 @@
 //! Which of two echo servers takes less CPU per echo, and by how much?
 //!
 //! ```text
-//! cargo bench --bench pair -- [--rounds 7] [--connections 64] [--bytes 64] [--pipeline 1]
-//!                             [--seconds 2] [--congestion NAME] [--syscalls] A B
+//! cargo bench -p slipring-benches --bench pair -- [--rounds 7] [--connections 64] [--bytes 64]
+//!     [--pipeline 1] [--seconds 2] [--congestion NAME] [--syscalls] A B
 //! ```
 //!
 //! A and B are of `minimal`, `slipring`, `tokio-uring`, `epoll`; without them, `slipring minimal`.
@@ -113,7 +113,7 @@ impl Options {
             options.servers = vec!["slipring".to_owned(), "minimal".to_owned()];
         }
         if !benchmarking && options.serve.is_none() {
-            // `cargo test --benches` only wants to know that this still works.
+            // `cargo test -p slipring-benches --benches` only wants to know that this still works.
             (options.rounds, options.seconds) = (1, 0.2);
         }
         let Self { rounds, seconds, servers, .. } = &options;

@@ -1,7 +1,7 @@
 //! What does each room of a core cost by itself: table, mailbox, wakers, ring?
 //!
 //! ```text
-//! cargo bench --bench rooms [-- table|mailbox|task|core|ring]
+//! cargo bench -p slipring-benches --bench rooms [-- table|mailbox|task|core|ring]
 //! ```
 //!
 //! An element is always one operation, or one round trip. Each bench answers one question:

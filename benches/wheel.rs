@@ -1,9 +1,9 @@
 //! What does a deadline cost, and does it cost more when there are a million of them?
 //!
-//! `cargo bench --bench wheel`. The goal is 30 ns for each of insert, cancel and rearm with 10⁶
-//! live timers. The live timers lie up to 4 min ahead and were armed in random order, so that the
-//! neighbours of a timer in its slot are anywhere in memory; `random` picks one of all of them,
-//! which is the worst case, `recent` one of the last thousand.
+//! `cargo bench -p slipring-benches --bench wheel`. The goal is 30 ns for each of insert, cancel
+//! and rearm with 10⁶ live timers. The live timers lie up to 4 min ahead and were armed in random
+//! order, so that the neighbours of a timer in its slot are anywhere in memory; `random` picks one
+//! of all of them, which is the worst case, `recent` one of the last thousand.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};

@@ -6,7 +6,8 @@
 #   scripts/kernel-matrix.sh [--short] [--release] [--refresh] [--kernels "6.1 6.12 5.10"]
 #                            [-- ARGUMENT...]
 #
-#   --short      Only 6.1, the library's unit tests and the integration tests in SHORT_TESTS below.
+#   --short      Only 6.1, the library's unit tests and the integration tests in SHORT_TESTS below,
+#                as .ci/run builds them: with all features, so that it finds them built.
 #   --release    Build with the release profile: a longer build, shorter runs.
 #   --refresh    Fetch the newest package of each kernel, even if one is cached.
 #   --kernels    Which kernels. On one older than 6.1 no test runs; there `examples/echo` must
@@ -29,8 +30,8 @@
 set -euo pipefail
 export LC_ALL=C
 
-# Integration tests of the short form: the file names in tests/, without `.rs`.
-SHORT_TESTS=(data_calls data_resets)
+# Integration tests of the short form, as PROGRAM:MODULE.
+SHORT_TESTS=(data:calls descriptors:resets)
 # The first kernel on which the library has to start.
 FLOOR=6.1
 # Loaded in the guest where they aren't built in, with what they depend on. IPv6, unix sockets and
@@ -271,11 +272,12 @@ executables() {
 }
 
 build() {
-    local -a profile=() targets=(--lib --tests)
-    local name kind path
-    if $release; then profile=(--release); fi
+    local -a options=() targets=(--lib --tests)
+    local name kind path short_test
+    if $release; then options=(--release); fi
+    if $short; then options+=(--workspace --all-features); fi
     say "building the examples"
-    cargo build "${profile[@]}" --examples --message-format=json-render-diagnostics >"$work/build"
+    cargo build "${options[@]}" --examples --message-format=json-render-diagnostics >"$work/build"
     executables <"$work/build" | awk -F '\t' '$1 == "example"' >"$work/examples"
     path=$(awk -F '\t' '$2 == "echo" { print $3 }' "$work/examples")
     [ -n "$path" ] || die "examples/echo isn't there"
@@ -285,25 +287,35 @@ build() {
 
     if $short; then
         targets=(--lib)
-        for name in "${SHORT_TESTS[@]}"; do
-            [ -f "tests/$name.rs" ] || [ -f "tests/$name/main.rs" ] ||
-                die "SHORT_TESTS names '$name', and there is no tests/$name.rs: edit the script"
-            targets+=(--test "$name")
+        for short_test in "${SHORT_TESTS[@]}"; do
+            [ -f "tests/${short_test/://}.rs" ] ||
+                die "SHORT_TESTS names '$short_test', and there is no tests/${short_test/://}.rs:" \
+                    "edit the script"
+            targets+=(--test "${short_test%:*}")
         done
     fi
     say "building the tests"
-    cargo test --no-run "${profile[@]}" "${targets[@]}" \
+    cargo test --no-run "${options[@]}" "${targets[@]}" \
         --message-format=json-render-diagnostics >"$work/build"
     # A `bin` that cargo builds for the integration tests is no test executable.
     grep '"test":true},' "$work/build" | executables | while IFS=$'\t' read -r kind name path; do
         case $kind in
-        test) printf '%s\t%s\n' "$name" "$path" ;;
+        test) printf '%s\t%s\t%s\n' "$name" "$path" "$(short_filter "$name")" ;;
         bin) printf 'bin-%s\t%s\n' "$name" "$path" ;;
         example) printf 'example-%s\t%s\n' "$name" "$path" ;;
         *) printf 'lib\t%s\n' "$path" ;;
         esac
     done | sort >"$work/tests"
     [ -s "$work/tests" ] || die "cargo built no test executable"
+}
+
+# The filter that leaves of a program only what SHORT_TESTS names; nothing in the long form.
+short_filter() { # short_filter PROGRAM
+    local short_test
+    if ! $short; then return 0; fi
+    for short_test in "${SHORT_TESTS[@]}"; do
+        [ "${short_test%:*}" != "$1" ] || printf '%s::' "${short_test#*:}"
+    done
 }
 
 # Installs an executable and its libraries below a directory, at the paths they have here.
@@ -364,7 +376,7 @@ make_initramfs() {
 
     if $any_test_kernel; then
         install_sources "$tests"
-        while IFS=$'\t' read -r name path; do
+        while IFS=$'\t' read -r name path _; do
             install_executable "$path" "$tests"
         done <"$work/tests"
         cp "$work/tests" "$tests/matrix/tests"

@@ -8,8 +8,8 @@ cd "$(dirname "$0")/.."
 listed=$(cargo package --list --allow-dirty)
 # Files that something in the package names, or that its users look for.
 needed="Cargo.toml README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE src/lib.rs src/sys/uring.rs
-tests/tidy.rs tests/README.md benches/pair.rs"
-tracked=$(git ls-files -- 'examples/*' 'docs/*' 'src/*.rs' 2>/dev/null || true)
+tests/tidy/rules.rs tests/README.md"
+tracked=$(git ls-files -- 'examples/*' ':!examples/apps' 'docs/*' 'src/*.rs' 2>/dev/null || true)
 for file in $needed $tracked; do
     grep -qxF -- "$file" <<<"$listed" || { echo "package: it lacks $file" >&2; exit 1; }
 done

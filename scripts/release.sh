@@ -21,6 +21,17 @@ case ${1:-} in
 *) echo "release: expected --dry-run or nothing, not '$1'" >&2; exit 2 ;;
 esac
 
+# The tests that a feature brings, a line for each program, with the module if it is not all of it.
+tests_of() {
+    local main program
+    for main in tests/*/main.rs; do
+        program=$(basename "$(dirname "$main")")
+        grep -A1 -xF "#[cfg(feature = \"$1\")]" "$main" | sed -n "s/^mod \(.*\);/$program \1::/p"
+    done
+    grep -A2 -xF '[[test]]' Cargo.toml | grep -B1 -xF "required-features = [\"$1\"]" |
+        sed -n 's/^name = "\(.*\)"/\1/p'
+}
+
 step() { printf '\n==> %s\n' "$1"; }
 
 # Ends it, unless it is a dry run.
@@ -57,18 +68,19 @@ scripts/features.sh
 # several features is run with all of them.
 for feature in $(scripts/features.sh --list); do
     step "tests of the feature $feature alone"
-    tests=$(grep -lF "#![cfg(feature = \"$feature\")]" tests/*.rs || true)
     # An example may be what a test runs.
     cargo build --quiet --examples --no-default-features --features "$feature"
-    # shellcheck disable=SC2046 # The names of tests have no spaces.
-    cargo test --no-default-features --features "$feature" --lib \
-        $(for test in $tests; do echo "--test $(basename "$test" .rs)"; done)
+    cargo test --no-default-features --features "$feature" --lib
+    tests_of "$feature" | while read -r program module; do
+        # shellcheck disable=SC2086 # Without a module there is no argument.
+        cargo test --no-default-features --features "$feature" --test "$program" -- $module </dev/null
+    done
     cargo test --no-default-features --features "$feature" --doc
 done
 
 step "tests without and with all features"
 cargo test
-cargo test --all-features
+cargo test --workspace --all-features
 
 step "semantic versioning"
 # Of the versions before this one, the last.

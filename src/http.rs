@@ -416,11 +416,16 @@ impl fmt::Debug for Http {
 ///
 /// ```no_run
 /// # fn main() -> slipring::Result<()> {
-/// use axum::{Router, routing::get};
-/// use slipring::http::{Http, tower};
+/// use std::convert::Infallible;
+///
+/// use hyper::{Request, Response};
+/// use slipring::http::{Http, Incoming, tower};
 /// use slipring::{Config, Server};
 ///
-/// let app = Router::new().route("/", get(|| async { "hello\n" }));
+/// // Of axum, this would be a `Router`.
+/// let app = ::tower::service_fn(|_: Request<Incoming>| async {
+///     Ok::<_, Infallible>(Response::new("hello\n".to_owned()))
+/// });
 /// Server::new(Config::default())
 ///     .listen("127.0.0.1:8080", Http::new().handler(tower(app)))
 ///     .run()

@@ -363,7 +363,7 @@ fn a_peer_that_hangs_is_asked_and_ended_and_one_that_answers_anything_is_not() {
     finish(&rig);
 }
 
-/// Scenario 44, here with a few; `tests/deadlines.rs` stops a process with a thousand.
+/// Scenario 44, here with a few; `tests/turns/deadlines.rs` stops a process with a thousand.
 #[test]
 fn after_a_pause_of_the_core_nobody_is_blamed_who_could_not_be_heard() {
     for asked_before in [false, true] {

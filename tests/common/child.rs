@@ -3,7 +3,8 @@
 use std::borrow::BorrowMut;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::panic::Location;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use super::{length, not_run, slowness};
@@ -13,8 +14,9 @@ pub fn role() -> Option<String> {
     std::env::var("RING_TEST_CHILD").ok()
 }
 
-/// Starts the test of that name again, in a process that is to play a role: what it runs through
-/// is a program and its arguments, or nothing.
+/// Starts the test of that name again, which is in the file that calls, in a process that is to
+/// play a role: what it runs through is a program and its arguments, or nothing.
+#[track_caller]
 pub fn again(test: &str, role: &str, through: &[&str]) -> Command {
     let this = std::env::current_exe().expect("the path of this test");
     let mut command = match through {
@@ -25,10 +27,20 @@ pub fn again(test: &str, role: &str, through: &[&str]) -> Command {
             command
         }
     };
-    command.args(["--exact", test, "--nocapture", "--test-threads=1"]);
+    command.args(["--exact", &path_of(test), "--nocapture", "--test-threads=1"]);
     command.env("RING_TEST_CHILD", role).env("PATH", path());
     tie(&mut command);
     command
+}
+
+/// What the harness calls the test of that name in the file that calls, which is a module of its
+/// program, or the program itself.
+#[track_caller]
+pub fn path_of(test: &str) -> String {
+    let file = Path::new(Location::caller().file());
+    let stem = file.file_stem().expect("a file's name").display();
+    let folder = file.parent().expect("it is in a folder");
+    if folder.ends_with("tests") { test.to_owned() } else { format!("{stem}::{test}") }
 }
 
 /// Makes the child end with the thread that starts it, and after two minutes in any case, or longer
@@ -67,6 +79,7 @@ pub fn path() -> String {
 pub fn run(mut command: Command) -> (bool, String) {
     let output = command.output().expect("start this test again");
     let words = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
+    assert!(!words[0].contains("running 0 tests"), "no test has that name: {words:?}");
     (output.status.success(), format!("{}{}{}", words[0], words[1], output.status))
 }
 

@@ -5,6 +5,7 @@
 pub mod browser;
 pub mod child;
 pub mod client;
+pub mod clients;
 pub mod example;
 pub mod exposition;
 pub mod filter;
@@ -22,6 +23,7 @@ use std::fmt::Display;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use slipring::{Config, Connection, CoreStats, ListenAddr, Running, Server};
@@ -103,6 +105,16 @@ pub fn slowness() -> u64 {
 /// How many times longer than in an ordinary run a test is to go on, from `RING_TEST_LONG`.
 pub fn length() -> u64 {
     std::env::var("RING_TEST_LONG").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
+/// The turn of a test that measures time, that loads the machine, or that counts what the process
+/// has open: as long as it is held, no other test of the program has one.
+pub fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    // Another test's failure is not this one's, nor is its load.
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    late::forget();
+    turn
 }
 
 /// Says that a test, or a part of it, is not run here or in a weaker form, and why: in one line on

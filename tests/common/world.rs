@@ -24,6 +24,7 @@ type Job = Box<dyn FnOnce() + Send>;
 
 /// Runs the test of that name in a child process with a link of its own. Where none can be had,
 /// it says so on the standard error, runs nothing, and returns false.
+#[track_caller]
 pub fn in_a_world(test: &str, body: impl FnOnce(&World)) -> bool {
     if child::role().is_some() {
         body(&World::make());
