@@ -68,6 +68,10 @@ pub(crate) struct Entry {
     pub(crate) busy: bool,
     /// It is idle, and the drain will close it when its time has come.
     pub(crate) farewell: bool,
+    /// Its protocol layer is told when it has been idle for too long, and ends it by itself.
+    pub(crate) says_farewell: bool,
+    /// It was told, and nothing has happened since.
+    pub(crate) idle_over: bool,
     /// Its protocol layer has ended what was the last message: nothing behind that is read.
     pub(crate) had_its_last: bool,
     /// Why its handler was told that no more input comes, though the peer may have some.
@@ -178,6 +182,8 @@ impl Entry {
             served: false,
             busy: false,
             farewell: false,
+            says_farewell: false,
+            idle_over: false,
             had_its_last: false,
             dismissed: None,
             handles: 1,

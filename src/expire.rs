@@ -132,9 +132,9 @@ impl Core {
         let Some(next) = self.next_deadline(id) else { return false };
         let Some(entry) = self.table.get_mut(id) else { return false };
         entry.timer = TimerKey::NONE;
-        // Its first byte may be among what the kernel has told of and nobody has heard.
-        let unheard = self.more_completions && self.now_ms < next.at_ms + UNHEARD_MS;
-        let postponed = unheard && next.expired == Expired::Kind(DeadlineKind::FirstByte);
+        // What would put it off may be among what the kernel has told of and nobody has heard.
+        let unheard = self.more_completions && self.now_ms < next.latest_ms + UNHEARD_MS;
+        let postponed = unheard && next.expired.is_put_off_by_input();
         let expired = next.at_ms <= self.now_ms && !postponed;
         if expired {
             self.expired(id, next.expired);
@@ -155,6 +155,12 @@ impl Core {
                 self.tasks.wake(&mut entry.reader);
             }
             Expired::Kind(DeadlineKind::Lifetime) => self.retire(id),
+            // Its protocol layer has the last word. One that says nothing is idle for once more.
+            Expired::Kind(DeadlineKind::Idle) if entry.says_farewell && !entry.idle_over => {
+                entry.idle_over = true;
+                entry.deadlines.told(self.now_ms);
+                self.tasks.wake(&mut entry.reader);
+            }
             Expired::Kind(kind) => self.end(id, kind.close_reason()),
             Expired::Retired => self.end(id, CloseReason::Lifetime),
             Expired::Output => self.judge_output(id),

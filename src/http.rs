@@ -7,14 +7,21 @@
 //!   `SLIPRING_MIN_RATE_BYTES_PER_S`, its body included. That is the limit on headers that hyper
 //!   wants a timer for, without a timer per request. HTTP/2's requests, of which many are on their
 //!   way at once and some are silent for hours, have no such limit: while one is open, its peer has
-//!   to answer a ping every 20 s, and `SLIPRING_LIFETIME_MS` is the end.
+//!   to answer a ping every 20 s, and the end is that of the connection, `SLIPRING_LIFETIME_MS` and
+//!   then `SLIPRING_DRAIN_MS`. A service whose answers are never so late says so itself, with
+//!   [`timeout`](crate::time::timeout()).
 //! * Between requests a connection is idle, and `SLIPRING_IDLE_MS` holds; HTTP/2's pings are no
 //!   activity. While a request is being answered, it is `SLIPRING_HANDLER_MS`, counted from the
 //!   last byte in either direction; so it is while the handler does not ask for what may still come
 //!   of a body, for which the peer is not to blame.
 //! * When the server drains, or the connection has reached its greatest age, HTTP/1 responses say
 //!   `connection: close`, and HTTP/2 peers get a GOAWAY; what has begun is answered. An idle HTTP/1
-//!   connection ends as any other that is idle.
+//!   connection ends as any other that is idle. One of HTTP/2 that is idle for too long gets a
+//!   GOAWAY too, and has a second to answer that before the FIN.
+//! * Of a next HTTP/1 request whose beginning came in one read with the last one, hyper says
+//!   nothing. It is looked for before its connection ends as idle or drained, and is a message from
+//!   then on. Behind a request with a body it can't be: there the connection is idle until the next
+//!   byte comes.
 //!
 //! An upload that may take longer than `SLIPRING_MESSAGE_MS` needs a handler that says so; the
 //! least rate goes on to hold for it:
@@ -77,7 +84,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
-use hyper::rt::Write;
 use hyper::server::conn::{http1, http2};
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
@@ -275,34 +281,31 @@ impl Http {
             Versions::Http2 => Version::Http2,
         };
         let service = Watched::new(service, Rc::clone(&exchange));
+        exchange.link().says_farewell(true);
         if version == Version::Http2 {
             exchange.speaks_http2();
             return self.serve_http2(io, service, &exchange).await;
         }
-        let conn = self.http1.serve_connection(io, service);
-        let mut conn = pin!(conn.without_shutdown());
-        let parts = poll_fn(|cx| {
-            if let Poll::Ready(served) = conn.as_mut().poll(cx) {
-                return Poll::Ready(served.map_err(of_hyper));
+        let mut conn = self.http1.serve_connection(io, service);
+        let parts = loop {
+            let done = poll_fn(|cx| poll_http1(Pin::new(&mut conn), &exchange, cx)).await?;
+            let mut parts = conn.into_parts();
+            if done {
+                break parts;
             }
-            exchange.rests();
-            match exchange.stance(cx) {
-                Stance::Ended(error) => Poll::Ready(Err(error)),
-                Stance::Stay | Stance::Leave => Poll::Pending,
-            }
-        })
-        .await?;
-        let (mut io, service) = (parts.io, parts.service);
-        if exchange.has_switched() {
-            exchange.ends();
-            exchange.link().stop_waiting();
-            // The connection closes when who goes on with it drops it, whatever is left here.
-            drop((exchange, service));
-            return upgraded(io.into_transport(), parts.read_buf).await;
+            exchange.looked_at(&parts.read_buf);
+            parts.io.put_back(&parts.read_buf);
+            conn = self.http1.serve_connection(parts.io, parts.service);
+        };
+        if !exchange.has_switched() {
+            return Ok(());
         }
-        // All that was to be sent is queued; a layer below may have a farewell of its own.
-        let _ = poll_fn(|cx| Pin::new(&mut io).poll_shutdown(cx)).await;
-        Ok(())
+        exchange.ends();
+        exchange.link().says_farewell(false);
+        exchange.link().stop_waiting();
+        // The connection closes when who goes on with it drops it, whatever is left here.
+        drop((exchange, parts.service));
+        upgraded(parts.io.into_transport(), parts.read_buf).await
     }
 
     async fn serve_http2<T, S, B>(
@@ -331,11 +334,11 @@ impl Http {
             set(&mut http2);
         }
         let mut conn = pin!(http2.serve_connection(io, service));
-        let mut told = false;
+        let (mut told, mut idle) = (false, false);
         let mut patience = None;
-        poll_fn(|cx: &mut Context<'_>| {
+        let served = poll_fn(|cx: &mut Context<'_>| {
             loop {
-                if !told && exchange.link().is_leaving() {
+                if !told && (idle || exchange.link().is_leaving()) {
                     told = true;
                     // It waits for the peer's answer now, which is not being idle; whoever is idle
                     // would be told of the end of the input, and could say no farewell.
@@ -355,12 +358,46 @@ impl Http {
                 match exchange.stance(cx) {
                     Stance::Ended(error) => return Poll::Ready(Err(error)),
                     Stance::Leave if !told => {}
-                    Stance::Leave | Stance::Stay => return Poll::Pending,
+                    Stance::Idle if !told => idle = true,
+                    Stance::Leave | Stance::Idle | Stance::Stay => return Poll::Pending,
                 }
             }
         })
-        .await
+        .await;
+        if idle { served.and(Err(exchange.link().leave_idle())) } else { served }
     }
+}
+
+/// True when it is done, and false when it is to be taken apart, as there is no telling otherwise
+/// whether the beginning of another request has come.
+fn poll_http1<T, S, B>(
+    conn: Pin<&mut http1::Connection<HttpIo<T>, Watched<S>>>,
+    exchange: &Exchange,
+    cx: &mut Context<'_>,
+) -> Poll<Result<bool>>
+where
+    T: Transport,
+    S: Service<Request<Incoming>, Response = Response<B>> + 'static,
+    S::Future: 'static,
+    S::Error: Into<BoxError>,
+    B: Body + 'static,
+    B::Error: Into<BoxError>,
+{
+    if let Poll::Ready(served) = conn.poll(cx) {
+        return Poll::Ready(served.map(|()| true).map_err(of_hyper));
+    }
+    exchange.rests();
+    if exchange.is_to_be_looked_at() {
+        return Poll::Ready(Ok(false));
+    }
+    match exchange.stance(cx) {
+        Stance::Ended(error) => return Poll::Ready(Err(error)),
+        Stance::Idle if exchange.may_have_more() => return Poll::Ready(Ok(false)),
+        // Which wakes whoever is here.
+        Stance::Idle => exchange.link().end_idle(),
+        Stance::Stay | Stance::Leave => {}
+    }
+    Poll::Pending
 }
 
 impl fmt::Debug for Http {

@@ -64,8 +64,10 @@ enum Accept {
     Taking,
     /// An error made it pause; the timer will have it try again.
     BackingOff(TimerKey),
-    /// The core has all the connections it may have; the next that ends makes it go on.
-    Full,
+    /// There is no place; the next connection that ends here makes it go on, and so does another
+    /// core that gives one. Where there is a timer, others may get time for more than this core may
+    /// have, and nobody tells of that.
+    Full(Option<TimerKey>),
 }
 
 impl Listener {
@@ -126,9 +128,8 @@ impl Listener {
     }
 
     /// Whether it waits for a place.
-    #[cfg(feature = "tracing")]
     pub(crate) fn is_full(&self) -> bool {
-        self.accept == Accept::Full
+        matches!(self.accept, Accept::Full(_))
     }
 
     /// The socket, to be closed by whoever takes it.
@@ -229,12 +230,11 @@ impl Core {
     /// more than this one may have, of which nobody tells.
     fn wait_for_room(&mut self, index: u32) {
         let full = self.places_used() >= self.lease.places().core_max();
-        self.listeners[index as usize].accept = if full && self.moves() {
+        let timer = (full && self.moves()).then(|| {
             let at_ms = self.now_ms + LOOK_AGAIN_MS;
-            Accept::BackingOff(self.wheel.insert(at_ms, Precision::Coarse, Timer::Listener(index)))
-        } else {
-            Accept::Full
-        };
+            self.wheel.insert(at_ms, Precision::Coarse, Timer::Listener(index))
+        });
+        self.listeners[index as usize].accept = Accept::Full(timer);
     }
 
     /// One that was accepted, or why none was.
@@ -292,13 +292,13 @@ impl Core {
 
     /// There may be a place where there was none, or another core may need one.
     pub(crate) fn hear_of_places(&mut self) {
-        let full = |listener: &&Listener| listener.accept == Accept::Full;
+        let full = |listener: &&Listener| listener.is_full();
         let wanted = self.places_used() + self.listeners.iter().filter(full).count();
         let seats = self.control.seats();
         self.lease.hear(wanted, |core| seats[core].post.post(Message::Look).is_ok());
         self.feel_pressure();
         for index in 0..self.listeners.len() {
-            if self.listeners[index].accept == Accept::Full {
+            if self.listeners[index].is_full() {
                 self.take_from(index as u32);
             }
         }
@@ -313,15 +313,16 @@ impl Core {
 
     fn take_from(&mut self, index: u32) {
         let listener = &mut self.listeners[index as usize];
-        if let Accept::BackingOff(timer) = listener.accept {
+        if let Accept::BackingOff(timer) | Accept::Full(Some(timer)) = listener.accept {
             self.wheel.cancel(timer);
         }
         listener.accept = if listener.is_open() { Accept::Taking } else { Accept::Off };
     }
 
-    /// The back-off is over.
+    /// The back-off is over, or it is time to look for a place again.
     pub(crate) fn accept_again(&mut self, index: u32) {
-        if self.listeners.get(index as usize).is_some_and(Listener::is_starved) {
+        let waits = |listener: &Listener| listener.is_starved() || listener.is_full();
+        if self.listeners.get(index as usize).is_some_and(waits) {
             self.take_from(index);
         }
     }
@@ -329,7 +330,7 @@ impl Core {
     /// A connection has ended: there is room for another, and a descriptor.
     pub(crate) fn accept_if_held_up(&mut self) {
         for index in 0..self.listeners.len() {
-            if matches!(self.listeners[index].accept, Accept::Full | Accept::BackingOff(_)) {
+            if matches!(self.listeners[index].accept, Accept::Full(_) | Accept::BackingOff(_)) {
                 self.take_from(index as u32);
             }
         }

@@ -8,6 +8,7 @@ use crate::core::Core;
 use crate::deadline::Opened;
 use crate::error::Error;
 use crate::executor::Wake;
+use crate::report::CloseReason;
 use crate::table::Id;
 
 /// What is to become of a connection that is being served.
@@ -16,6 +17,8 @@ pub(crate) enum Stance {
     Stay,
     /// The requests at hand are the last ones.
     Leave,
+    /// No request is at hand, and none has come for too long.
+    Idle,
     /// It is over, and why.
     Ended(Error),
 }
@@ -55,6 +58,27 @@ impl Link {
         }
     }
 
+    /// Whether it is told when it has been idle for too long, to end it by itself.
+    pub(crate) fn says_farewell(&self, says: bool) {
+        if let Some(entry) = self.core.borrow_mut().table.get_mut(self.id) {
+            (entry.says_farewell, entry.idle_over) = (says, false);
+        }
+    }
+
+    /// It was idle for too long, and there is nothing to say: it ends at once.
+    pub(crate) fn end_idle(&self) {
+        self.core.borrow_mut().end(self.id, CloseReason::Idle);
+    }
+
+    /// It was idle for too long, and has been told that: it ends behind what was said. This is what
+    /// its handler is to return.
+    pub(crate) fn leave_idle(&self) -> Error {
+        let core = &mut *self.core.borrow_mut();
+        core.fail(self.id, CloseReason::Idle);
+        let limits = core.table.get(self.id).map(|entry| (&entry.deadlines, &core.limits));
+        CloseReason::Idle.to_error("serve", limits)
+    }
+
     /// Nobody waits for input any more.
     pub(crate) fn stop_waiting(&self) {
         self.core.borrow_mut().stop_waiting(self.id);
@@ -73,7 +97,13 @@ impl Link {
         if matches!(entry.reader, Wake::Nobody) {
             core.tasks.register(&mut entry.reader, cx.waker());
         }
-        if draining || entry.deadlines.is_retired() { Stance::Leave } else { Stance::Stay }
+        if draining || entry.deadlines.is_retired() {
+            Stance::Leave
+        } else if entry.idle_over {
+            Stance::Idle
+        } else {
+            Stance::Stay
+        }
     }
 }
 
@@ -81,7 +111,7 @@ impl Core {
     fn owes_message(&mut self, id: Id, so_far: Option<SoFar>) {
         let stamp_ms = self.stamp_ms;
         let Some(entry) = self.table.get_mut(id) else { return };
-        entry.busy = false;
+        (entry.busy, entry.idle_over) = (false, false);
         entry.deadlines.told(self.now_ms);
         let taken = entry.bytes_in - entry.input_bytes() as u64;
         let SoFar { ms, from_bytes } = so_far.unwrap_or(SoFar { ms: 0, from_bytes: taken });
@@ -92,7 +122,7 @@ impl Core {
 
     fn set_busy(&mut self, id: Id) -> Option<SoFar> {
         let entry = self.table.get_mut(id)?;
-        entry.busy = true;
+        (entry.busy, entry.idle_over) = (true, false);
         let so_far = entry.deadlines.message(self.now_ms);
         entry.deadlines.end_message(Opened::ByLayer);
         entry.deadlines.told(self.now_ms);
@@ -102,7 +132,7 @@ impl Core {
     fn set_free(&mut self, id: Id) {
         let draining = self.drain.is_draining();
         let Some(entry) = self.table.get_mut(id) else { return };
-        entry.busy = false;
+        (entry.busy, entry.idle_over) = (false, false);
         entry.deadlines.end_message(Opened::ByLayer);
         entry.deadlines.told(self.now_ms);
         if draining || entry.deadlines.is_retired() {

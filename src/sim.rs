@@ -16,10 +16,13 @@ mod driver;
 mod ends;
 mod faults;
 mod hands;
+#[cfg(feature = "hyper")]
+mod http;
 mod moves;
 mod orders;
 mod overload;
 mod peer;
+mod places;
 mod ports;
 mod promises;
 mod rig;
@@ -43,6 +46,7 @@ use crate::token::{Kind, Token};
 pub(crate) use connect::Met;
 use orders::Orders;
 pub(crate) use peer::Peer;
+use places::Places;
 use ports::{Parcel, SimPort, is_of_a_socket};
 
 pub(crate) use driver::{SimDriver, SimSocket};
@@ -76,6 +80,8 @@ pub(crate) struct World {
     streams: BTreeMap<i32, Peer>,
     /// Sockets that are to be connected.
     unconnected: BTreeSet<i32>,
+    /// Direct descriptors.
+    pub(crate) places: Places,
     /// Those whose descriptor is closed.
     past: Vec<Peer>,
     listener: Option<i32>,
@@ -123,6 +129,7 @@ impl World {
             ready: Vec::new(),
             streams: BTreeMap::new(),
             unconnected: BTreeSet::new(),
+            places: Places::new(),
             past: Vec::new(),
             listener: None,
             backlog: VecDeque::new(),
@@ -178,7 +185,7 @@ impl World {
 
     pub(crate) fn open_sockets(&self) -> usize {
         let sockets = self.streams.len() + self.unconnected.len() + self.ports.len();
-        sockets + usize::from(self.listener.is_some())
+        sockets + usize::from(self.listener.is_some()) - self.places.kept()
     }
 
     /// Accepted connections of which the core has not heard yet.
@@ -453,37 +460,6 @@ impl World {
         self.trace ^= token.bits() ^ u64::from(last);
         self.trace = self.trace.wrapping_mul(0x0000_0100_0000_01B3);
         self.ready.push(Completion { token, last, outcome });
-    }
-
-    fn close(&mut self, fd: i32) {
-        let uses = |running: &Running| match running.op {
-            Op::Accept { listener, .. } => listener.0 == fd,
-            Op::Receive { socket, .. }
-            | Op::Send { socket, .. }
-            | Op::Hangup { socket }
-            | Op::ReceiveDatagrams { socket }
-            | Op::SendDatagram { socket, .. }
-            | Op::Connect { socket, .. } => socket.0 == fd,
-            Op::Cancel { .. } => false,
-        };
-        let in_use = self.queued.iter().chain(&self.running).any(uses);
-        // A seed that has failed drops everything, and must still be printed.
-        assert!(
-            std::thread::panicking() || !in_use,
-            "descriptor {fd} closed with an operation in flight"
-        );
-        if self.listener == Some(fd) {
-            self.listener = None;
-            // What is in its queue is reset: tcp(7) does the same.
-            let lost = self.backlog.drain(..).map(Peer::reset_by_close);
-            self.past.extend(lost);
-        } else if self.unconnected.remove(&fd) {
-            // Nobody has heard of it.
-        } else if let Some(peer) = self.streams.remove(&fd) {
-            self.past.push(peer.closed());
-        } else {
-            self.past_ports.extend(self.ports.remove(&fd));
-        }
     }
 }
 

@@ -25,6 +25,14 @@ pub(crate) enum Expired {
     Heartbeat,
 }
 
+impl Expired {
+    /// Whether a byte from the peer, had it been heard in time, would have put it off.
+    pub(crate) fn is_put_off_by_input(self) -> bool {
+        let Expired::Kind(kind) = self else { return self == Expired::Heartbeat };
+        matches!(kind, DeadlineKind::FirstByte | DeadlineKind::Idle | DeadlineKind::Handler)
+    }
+}
+
 /// The moment at which a connection is looked at, and what is not known from its own times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Moment {

@@ -94,7 +94,15 @@ const PAUSE: Duration = Duration::from_millis(10);
 
 const NEEDED: &str = "slipring cannot do without it";
 
-pub(super) static FEATURES: [Feature; 10] = [
+pub(super) static FEATURES: [Feature; 15] = [
+    Feature {
+        name: "operations",
+        since: "5.6",
+        needed: true,
+        costs: "slipring cannot do without ACCEPT, RECV, RECVMSG, SEND, SENDMSG, CONNECT, \
+                POLL_ADD, TIMEOUT, ASYNC_CANCEL and FILES_UPDATE",
+        ask: |_| probe::operations(),
+    },
     Feature {
         name: "SUBMIT_ALL",
         since: "5.18",
@@ -146,6 +154,20 @@ pub(super) static FEATURES: [Feature; 10] = [
         ask: |_| probe::buffer_ring(),
     },
     Feature {
+        name: "multishot recvmsg",
+        since: "6.0",
+        needed: false,
+        costs: "UDP sockets receive nothing",
+        ask: |_| probe::multishot_recvmsg(),
+    },
+    Feature {
+        name: "synchronous cancel",
+        since: "6.0",
+        needed: false,
+        costs: "a core that ends waits in vain for what is in flight, and leaks the memory of that",
+        ask: |_| probe::synchronous_cancel(),
+    },
+    Feature {
         name: "registered ring",
         since: "5.18",
         needed: false,
@@ -160,6 +182,22 @@ pub(super) static FEATURES: [Feature; 10] = [
         ask: |_| accepts(setup::NO_SQARRAY),
     },
     Feature {
+        name: "accept poll-first",
+        since: "6.10",
+        needed: false,
+        costs: "each accept is tried once in vain, and a system call asks whether more \
+                connections are queued",
+        ask: |bits| has(bits, feature::RECVSEND_BUNDLE),
+    },
+    Feature {
+        name: "direct descriptors",
+        // Of 6.13, which had no bit of its own, nothing tells.
+        since: "6.15",
+        needed: false,
+        costs: "each send looks its socket's descriptor up: some 60 ns on several cores",
+        ask: |bits| has(bits, feature::NO_IOWAIT).and_then(|()| probe::direct_descriptors()),
+    },
+    Feature {
         name: "NO_IOWAIT",
         since: "6.15",
         needed: false,
@@ -167,3 +205,42 @@ pub(super) static FEATURES: [Feature; 10] = [
         ask: |bits| has(bits, feature::NO_IOWAIT),
     },
 ];
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::machine::Facts;
+
+    /// The driver asks for some of them in its own way; the doctor is to say what it will find.
+    #[test]
+    fn a_kernel_has_all_that_its_release_and_those_before_it_brought() {
+        const TEST: &str = "a_kernel_has_all_that_its_release_and_those_before_it_brought";
+        let number = |release: &str| {
+            let (major, minor) = release.split_once('.').expect("two numbers");
+            (major.parse().expect("a number"), minor.parse().expect("a number"))
+        };
+        let asking = thread::spawn(Answers::ask);
+        let Answers { ring, features } = asking.join().expect("no panic");
+        if let Err(errno) = ring {
+            let why = format!("NOT RUN: {TEST}: no ring is to be had, errno {errno}\n");
+            let _ = std::io::stderr().write_all(why.as_bytes());
+            return;
+        }
+        let kernel: (u32, u32) = Facts::read().kernel().expect("a release");
+        for (feature, answer) in features {
+            let due = kernel >= number(feature.since);
+            assert!(!due || answer == Answer::Present, "{}: {answer:?}", feature.name);
+        }
+    }
+
+    #[test]
+    fn whatever_differs_among_the_kernels_that_are_supported_is_told_of() {
+        for name in ["accept poll-first", "direct descriptors", "NO_SQARRAY", "NO_IOWAIT"] {
+            let feature = FEATURES.iter().find(|feature| feature.name == name);
+            let feature = feature.unwrap_or_else(|| panic!("{name} is not listed"));
+            assert!(!feature.needed && feature.costs != NEEDED, "{feature:?}");
+        }
+    }
+}

@@ -38,6 +38,11 @@ pub(super) struct Exchange {
     has_body: Cell<bool>,
     /// A request was answered, and the end of its body may be what comes next.
     left_over: Cell<bool>,
+    /// The last request had no body, so hyper may have the beginning of the next one in hand, and
+    /// nobody has looked.
+    may_have_more: Cell<bool>,
+    /// hyper has output that does not go out.
+    behind: Cell<bool>,
     /// How far the message had come when nobody waited for its rest any more.
     so_far: Cell<Option<SoFar>>,
     http2: Cell<bool>,
@@ -65,6 +70,8 @@ impl Exchange {
             answered: Cell::new(false),
             has_body: Cell::new(false),
             left_over: Cell::new(false),
+            may_have_more: Cell::new(false),
+            behind: Cell::new(false),
             so_far: Cell::new(None),
             http2: Cell::new(false),
             switched: Cell::new(false),
@@ -86,6 +93,10 @@ impl Exchange {
         self.ends();
     }
 
+    pub(super) fn is_http2(&self) -> bool {
+        self.http2.get()
+    }
+
     pub(super) fn has_switched(&self) -> bool {
         self.switched.get()
     }
@@ -101,6 +112,35 @@ impl Exchange {
 
     pub(super) fn is_amid_message(&self) -> bool {
         self.unfinished.get()
+    }
+
+    /// hyper does not say whether the beginning of another request has come with the last one: it
+    /// has to be taken apart to see. Not while it has something else to lose.
+    pub(super) fn may_have_more(&self) -> bool {
+        let between = self.open.get() == 0 && !self.unfinished.get();
+        between && self.may_have_more.get() && !self.behind.get()
+    }
+
+    /// The same, when that is the last moment to look.
+    pub(super) fn is_to_be_looked_at(&self) -> bool {
+        self.may_have_more() && self.link.is_leaving()
+    }
+
+    /// It was looked at, and this is what hyper had in hand. Empty lines begin no request
+    /// (RFC 9112, section 2.2).
+    pub(super) fn looked_at(&self, rest: &[u8]) {
+        self.may_have_more.set(false);
+        self.unfinished.set(rest.iter().any(|byte| !b"\r\n".contains(byte)));
+    }
+
+    /// hyper is done with the connection, whatever it has in hand.
+    pub(super) fn finishes(&self) {
+        self.may_have_more.set(false);
+    }
+
+    /// Output was taken, or was not.
+    pub(super) fn has_written(&self, taken: bool) {
+        self.behind.set(!taken);
     }
 
     /// Some has come, or is waited for.
@@ -125,6 +165,7 @@ impl Exchange {
     pub(super) fn begin(&self) {
         self.open.set(self.open.get() + 1);
         self.answered.set(false);
+        self.may_have_more.set(!self.http2.get());
         self.whole();
     }
 
@@ -134,6 +175,7 @@ impl Exchange {
         self.answered.set(false);
         self.unfinished.set(true);
         self.has_body.set(true);
+        self.may_have_more.set(false);
     }
 
     /// A message has come whole, or so much of it as anybody waits for.

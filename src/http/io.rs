@@ -56,6 +56,12 @@ impl<T: Transport> HttpIo<T> {
         &self.head
     }
 
+    /// Puts aside what hyper has read and not used.
+    pub(super) fn put_back(&mut self, bytes: &[u8]) {
+        let rest = [bytes, &self.head[self.taken..]].concat();
+        (self.head, self.taken) = (rest, 0);
+    }
+
     pub(super) fn into_transport(self) -> T {
         self.transport
     }
@@ -68,6 +74,10 @@ impl<T: Transport> HttpIo<T> {
         cx: &mut Context<'_>,
         buf: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.exchange.is_to_be_looked_at() {
+            self.exchange.has_asked(false);
+            return Poll::Pending;
+        }
         self.exchange.asks();
         let amid_message = self.exchange.is_amid_message();
         let polled = Pin::new(&mut self.transport).poll_read(cx, buf);
@@ -109,7 +119,9 @@ impl<T: Transport> Write for HttpIo<T> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.transport).poll_write(cx, bytes)
+        let polled = Pin::new(&mut self.transport).poll_write(cx, bytes);
+        self.exchange.has_written(polled.is_ready());
+        polled
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -117,9 +129,15 @@ impl<T: Transport> Write for HttpIo<T> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.exchange.finishes();
         // An answer may still be on its way to a peer that goes on sending.
-        ready!(Pin::new(&mut self.transport).poll_flush(cx))?;
-        Pin::new(&mut self.transport).poll_shutdown(cx)
+        let flushed = ready!(Pin::new(&mut self.transport).poll_flush(cx));
+        let shut = match flushed {
+            Ok(()) => ready!(Pin::new(&mut self.transport).poll_shutdown(cx)),
+            failed => failed,
+        };
+        // All that HTTP/1 had to say was accepted; its connection has a reason of its own by then.
+        Poll::Ready(if self.exchange.is_http2() { shut } else { Ok(()) })
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -131,6 +149,8 @@ impl<T: Transport> Write for HttpIo<T> {
         cx: &mut Context<'_>,
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.transport).poll_write_vectored(cx, pieces)
+        let polled = Pin::new(&mut self.transport).poll_write_vectored(cx, pieces);
+        self.exchange.has_written(polled.is_ready());
+        polled
     }
 }

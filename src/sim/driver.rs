@@ -27,9 +27,10 @@ impl SimDriver {
 
     pub(crate) fn push(&mut self, token: Token, op: Op) {
         let mut world = self.world.borrow_mut();
-        if let Op::Send { .. } = op {
+        if let Op::Send { socket, .. } = op {
             let twice = world.tokens().any(|other| other == token);
             assert!(!twice, "two sends in flight on one connection");
+            world.places.send(token, socket);
         }
         world.queued.push_back(Running { token, op, sent: 0, cancelled: false });
     }
@@ -44,6 +45,7 @@ impl SimDriver {
         world.counters.submissions += world.queued.len() as u64;
         let queued = std::mem::take(&mut world.queued);
         world.running.extend(queued);
+        world.update_places();
         world.step();
         let interrupted =
             world.counters.enters.checked_rem(world.orders.interrupt_every) == Some(0);
@@ -86,7 +88,9 @@ impl SimDriver {
         None
     }
 
-    pub(crate) fn forget(&mut self, _token: Token) {}
+    pub(crate) fn forget(&mut self, token: Token) {
+        self.world.borrow_mut().leave_place(token);
+    }
 
     pub(crate) fn is_ready(&mut self) -> bool {
         !self.world.borrow().ready.is_empty()
@@ -94,6 +98,7 @@ impl SimDriver {
 
     pub(crate) fn next(&mut self) -> Option<Completion> {
         let mut world = self.world.borrow_mut();
+        world.tell_of_places();
         if world.ready.is_empty() {
             return None;
         }
@@ -155,6 +160,7 @@ impl SimDriver {
         let world = &mut *self.world.borrow_mut();
         world.queued.clear();
         world.running.clear();
+        world.drop_places();
         0
     }
 }

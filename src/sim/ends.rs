@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::World;
-use super::hands::{Gate, Heard, connect, entry, finish, say, settle};
+use super::hands::{Gate, Heard, connect, entry, finish, pass_until_reminded, say, settle};
 use super::peer::{Fate, Peer};
 use super::rig::{Rig, place};
 use crate::config::{Config, Overload};
@@ -64,6 +64,35 @@ fn what_the_kernel_has_told_of_when_the_drain_looks_is_heard() {
     settle(&rig);
     assert_eq!(heard.take(), vec![b"second".to_vec(); PEERS], "requests were thrown away");
     assert_eq!(rig.stats().idle_races, 0);
+    finish(&rig);
+}
+
+/// The same for the end of idleness: what has come by then has put it off, however much else has.
+#[test]
+fn what_the_kernel_has_told_of_when_idleness_ends_is_heard() {
+    const PEERS: usize = 20;
+    let heard = Heard::default();
+    let world = World::new(0, 32, 256, Vec::new());
+    world.borrow_mut().orders.by_hand = true;
+    let config = Config::default().completion_budget(16).idle_ms(5_000).user_timeout_ms(0);
+    let rig = Rig::with(world, config, heard.reads_all());
+    rig.run(0);
+    settle(&rig);
+    for _ in 0..PEERS {
+        connect(&rig);
+    }
+    let say_to_all = |text| {
+        rig.world.borrow_mut().peers().for_each(|peer| peer.say(text));
+        rig.world.borrow_mut().work_on_all(Kind::Receive);
+    };
+    say_to_all(b"first!");
+    settle(&rig);
+    assert_eq!(heard.take().len(), PEERS);
+    pass_until_reminded(&rig, 6_000);
+    say_to_all(b"second");
+    settle(&rig);
+    assert_eq!(heard.take(), vec![b"second".to_vec(); PEERS], "requests were thrown away");
+    assert_eq!((rig.stats().closed.total(), heard.errors()), (0, vec![]));
     finish(&rig);
 }
 

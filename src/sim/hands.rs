@@ -128,6 +128,20 @@ pub(super) fn pass_until(rig: &Rig, is: &dyn Fn() -> bool) {
     panic!("it never came");
 }
 
+/// Lets time pass, 10 ms a turn, until the wheel is about to remind the core of something, at
+/// `from_ms` or later. The core has not heard of that moment yet.
+pub(super) fn pass_until_reminded(rig: &Rig, from_ms: u64) {
+    loop {
+        let next_ms = rig.core.borrow_mut().wheel.next_expiry_ms().expect("there is something");
+        let left_ms = next_ms.saturating_sub(rig.world.borrow().now_ns() / 1_000_000);
+        rig.world.borrow_mut().pass_ms(left_ms.min(10));
+        if left_ms <= 10 && next_ms >= from_ms {
+            return;
+        }
+        rig.turn();
+    }
+}
+
 /// Everything that is in flight on connections comes to its end.
 pub(super) fn end_operations(rig: &Rig) {
     for _ in 0..10 {

@@ -205,6 +205,36 @@ fn a_full_core_passes_on_what_others_have_room_for() {
     });
 }
 
+/// There is no place for the one that waits at it, until one ends elsewhere: then its core is
+/// told, and looks at once, not when it would have looked again.
+#[test]
+fn a_full_core_that_is_granted_a_place_passes_the_next_one_on_at_once() {
+    for_seeds("granted", 50, |seed| {
+        let mut rng = Rng::new(seed);
+        let rigs = cores(seed, 2, Config::default().connections_max(20).evict_percent(0));
+        rigs[1].core.borrow_mut().post.load.close();
+        (0..15).for_each(|_| arrive(&rigs[0], silent(&mut rng)));
+        rigs[1].core.borrow_mut().post.load.open();
+        (0..5).for_each(|_| arrive(&rigs[1], silent(&mut rng)));
+        let live = || [rigs[0].stats().live, rigs[1].stats().live];
+        assert_eq!(live(), [15, 5], "seed {seed}");
+        let before = rigs[0].stats().accept_pauses;
+        rigs[0].world.borrow_mut().arrive(silent(&mut rng));
+        rigs[0].turn_until("it waits for a place", |rig| rig.stats().accept_pauses > before);
+        rigs[1].turn();
+        // One place is for the next that comes there.
+        rigs[1].world.borrow_mut().peers().take(2).for_each(Peer::half_close);
+        rigs[1].turn_until("two have left", |rig| rig.stats().live == 3);
+        let begun_ns = rigs[0].world.borrow().now_ns();
+        rigs[0].turn_until("it is passed on", |rig| rig.stats().moved_out == 1);
+        let took_ms = (rigs[0].world.borrow().now_ns() - begun_ns) / 1_000_000;
+        assert!(took_ms < 20, "seed {seed}: after {took_ms} ms");
+        rigs[1].turn_until("it is there", |rig| rig.stats().live == 4);
+        rigs.iter().for_each(|rig| rig.drain(1_000));
+        assert_eq!(places(&rigs[0]).free(), 20);
+    });
+}
+
 /// Peers of all manners come to three cores that share few places, and a drain begins at any
 /// moment, with connections on their way in any direction.
 #[test]

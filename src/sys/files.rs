@@ -14,7 +14,7 @@ use crate::token::{Kind, Token};
 
 /// The places of a ring; none where the kernel gives none.
 #[derive(Debug, Default)]
-pub(super) struct Files {
+pub(crate) struct Files {
     /// What an update reads when it is submitted, by slot; it never moves.
     descriptors: Box<[i32]>,
     places: Vec<Place>,
@@ -40,7 +40,7 @@ enum State {
 
 /// How a connection leaves its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Leaving {
+pub(crate) enum Leaving {
     /// By a call, so that the socket is closed when its descriptor is.
     AtOnce,
     /// By an update behind the one that is under way.
@@ -63,9 +63,15 @@ impl Files {
         Files { descriptors: vec![0; places as usize].into(), places: Vec::new() }
     }
 
+    /// As if it had got so many.
+    #[cfg(test)]
+    pub(crate) fn of(places: u32) -> Files {
+        Files { descriptors: vec![0; places as usize].into(), places: Vec::new() }
+    }
+
     /// Whether the next send of a connection finds its socket in its place.
     #[inline]
-    pub(super) fn is_direct(&mut self, token: Token) -> bool {
+    pub(crate) fn is_direct(&mut self, token: Token) -> bool {
         let place = self.places.get(token.slot() as usize);
         let taken = |it: &Place| it.state == State::Taken && it.generation == token.generation();
         place.is_some_and(taken) || self.count_send(token)
@@ -91,7 +97,7 @@ impl Files {
     }
 
     /// The update that gives a connection its place, when it is time for that.
-    pub(super) fn settle(&mut self, token: Token, fd: i32) -> Option<squeue::Entry> {
+    pub(crate) fn settle(&mut self, token: Token, fd: i32) -> Option<squeue::Entry> {
         let place = self.places.get_mut(token.slot() as usize)?;
         if place.state != State::Free || place.sends < SENDS {
             return None;
@@ -101,7 +107,7 @@ impl Files {
     }
 
     /// An update has ended.
-    pub(super) fn settled(&mut self, token: Token, result: i32) {
+    pub(crate) fn settled(&mut self, token: Token, result: i32) {
         if let Some(place) = self.place(token)
             && place.state == State::Asked
         {
@@ -110,7 +116,7 @@ impl Files {
     }
 
     /// A connection gives up its place, if it has one: how that is done.
-    pub(super) fn leave(&mut self, token: Token) -> Option<Leaving> {
+    pub(crate) fn leave(&mut self, token: Token) -> Option<Leaving> {
         let place = self.place(token)?;
         place.sends = 0;
         match std::mem::replace(&mut place.state, State::Free) {
@@ -148,10 +154,6 @@ pub(super) const NO_FILE: i32 = -1;
 mod tests {
     use super::*;
 
-    fn files(places: usize) -> Files {
-        Files { descriptors: vec![0; places].into(), places: Vec::new() }
-    }
-
     fn token(slot: u32, generation: u32) -> Token {
         Token::new(Kind::Send, slot, generation)
     }
@@ -165,7 +167,7 @@ mod tests {
 
     #[test]
     fn who_sends_often_gets_a_place_and_leaves_it_once() {
-        let mut files = files(4);
+        let mut files = Files::of(4);
         let first = token(3, 0);
         assert_eq!(ask(&mut files, first), u32::from(SENDS));
         assert!(!files.is_direct(first) && files.settle(first, 9).is_none(), "under way");
@@ -177,7 +179,7 @@ mod tests {
 
     #[test]
     fn who_is_refused_goes_on_without() {
-        let mut files = files(4);
+        let mut files = Files::of(4);
         ask(&mut files, token(0, 0));
         files.settled(token(0, 0), -libc::ENOMEM);
         assert!(!files.is_direct(token(0, 0)) && files.settle(token(0, 0), 9).is_none());
@@ -190,7 +192,7 @@ mod tests {
 
     #[test]
     fn what_ends_late_gives_nobody_anothers_place() {
-        let mut files = files(4);
+        let mut files = Files::of(4);
         ask(&mut files, token(0, 0));
         assert_eq!(files.leave(token(0, 0)), Some(Leaving::BehindUpdate), "it may get it yet");
         assert!(!files.is_direct(token(0, 1)));

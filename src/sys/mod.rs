@@ -8,7 +8,7 @@ pub(crate) mod clock;
 mod connects;
 pub(crate) mod datagram;
 mod datagrams;
-mod files;
+pub(crate) mod files;
 pub(crate) mod filter;
 pub(crate) mod gather;
 #[cfg(feature = "systemd")]

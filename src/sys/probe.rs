@@ -5,9 +5,9 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 
-use io_uring::{IoUring, opcode, squeue, types};
+use io_uring::{IoUring, Probe, opcode, squeue, types};
 
 /// `IORING_SETUP_*`, from the kernel's `include/uapi/linux/io_uring.h`.
 pub(crate) mod setup {
@@ -24,6 +24,8 @@ pub(crate) mod setup {
 /// `IORING_FEAT_*`, from the same header.
 pub(crate) mod feature {
     pub(crate) const EXT_ARG: u32 = 1 << 8;
+    /// Came with accepts that wait before they try, which have no bit of their own.
+    pub(crate) const RECVSEND_BUNDLE: u32 = 1 << 14;
     pub(crate) const NO_IOWAIT: u32 = 1 << 17;
 }
 
@@ -81,12 +83,51 @@ pub(crate) fn multishot_recv() -> Result<(), i32> {
     }
 }
 
-/// Submits an operation that carries no pointer and returns what the kernel says to it at once.
+/// Whether one receive of datagrams can be armed for many arrivals.
+pub(crate) fn multishot_recvmsg() -> Result<(), i32> {
+    let (near, _far) = UnixDatagram::pair().map_err(|error| errno(&error))?;
+    let header = super::datagram::receive_header();
+    let receive = opcode::RecvMsgMulti::new(types::Fd(near.as_raw_fd()), &raw const header, GROUP);
+    match first_completion(&receive.build())? {
+        None => Ok(()),
+        Some(result) if result >= 0 || result == -libc::ENOBUFS => Ok(()),
+        Some(result) => Err(-result),
+    }
+}
+
+/// Whether the kernel has all operations that the driver submits.
+pub(crate) fn operations() -> Result<(), i32> {
+    let ring = small_ring()?;
+    let mut probe = Probe::new();
+    ring.submitter().register_probe(&mut probe).map_err(|error| errno(&error))?;
+    let has_all = OPERATIONS.iter().all(|operation| probe.is_supported(*operation));
+    if has_all { Ok(()) } else { Err(libc::EOPNOTSUPP) }
+}
+
+/// Whether a call can cancel everything that is in flight.
+pub(crate) fn synchronous_cancel() -> Result<(), i32> {
+    let ring = small_ring()?;
+    match ring.submitter().register_sync_cancel(None, types::CancelBuilder::any().all()) {
+        // There was nothing to cancel.
+        Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(errno(&error)),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a ring can have a table of open files whose places are filled and emptied one by one.
+pub(crate) fn direct_descriptors() -> Result<(), i32> {
+    let ring = small_ring()?;
+    let submitter = ring.submitter();
+    submitter.register_files_sparse(SMALL).map_err(|error| errno(&error))?;
+    submitter.unregister_files().map_err(|error| errno(&error))
+}
+
+/// Submits an operation that carries no pointer but to its own header, and returns what the kernel
+/// says to it at once.
 fn first_completion(entry: &squeue::Entry) -> Result<Option<i32>, i32> {
     let mut ring = small_ring()?;
-    // SAFETY: neither operation of this file points at memory: the accept asks for no address
-    // and the receive selects from a group that has no buffers. The socket that they name
-    // outlives the call.
+    // SAFETY: a receive selects from a group that has no buffers, so it writes nothing; the header
+    // that one of them points to, and the socket that each names, outlive the call.
     let pushed = unsafe { ring.submission().push(entry) };
     if pushed.is_err() {
         return Err(libc::EBUSY);
@@ -130,6 +171,18 @@ struct Page([u8; PAGE_BYTES_MAX]);
 
 const PAGE_BYTES_MAX: usize = 65536;
 const SMALL: u32 = 8;
+const OPERATIONS: [u8; 10] = [
+    opcode::Accept::CODE,
+    opcode::Recv::CODE,
+    opcode::RecvMsg::CODE,
+    opcode::Send::CODE,
+    opcode::SendMsg::CODE,
+    opcode::Connect::CODE,
+    opcode::PollAdd::CODE,
+    opcode::Timeout::CODE,
+    opcode::AsyncCancel::CODE,
+    opcode::FilesUpdate::CODE,
+];
 const GROUP: u16 = 0;
 
 #[cfg(test)]
@@ -145,7 +198,15 @@ mod tests {
             Ok(features) => assert_ne!(features & feature::EXT_ARG, 0),
             Err(errno) => assert!(errno > 0),
         }
-        for answer in [buffer_ring(), registered_ring_fd(), multishot_recv()] {
+        for answer in [
+            buffer_ring(),
+            registered_ring_fd(),
+            multishot_recv(),
+            multishot_recvmsg(),
+            operations(),
+            synchronous_cancel(),
+            direct_descriptors(),
+        ] {
             if let Err(errno) = plain {
                 assert_eq!(answer, Err(errno));
             }
