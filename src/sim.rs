@@ -11,6 +11,7 @@ mod by_hand;
 mod connect;
 mod connects;
 mod cores;
+mod crowds;
 mod deadlines;
 mod driver;
 mod ends;
@@ -314,8 +315,8 @@ impl World {
             Running { token, op: Op::Accept { .. }, cancelled, .. } => {
                 self.work_accept(token, running.op, cancelled, early_end);
             }
-            Running { token, op: Op::Receive { socket, .. }, cancelled, sent: tries } => {
-                self.work_receive(token, socket, tries == 0, cancelled, early_end);
+            Running { token, op: Op::Receive { socket, once, .. }, cancelled, sent: tries } => {
+                self.work_receive(token, (socket, once), tries == 0, cancelled, early_end);
             }
             Running { token, op: Op::Send { socket, gather }, sent, cancelled } => {
                 self.work_send(token, socket, gather, sent, cancelled || early_end);
@@ -390,18 +391,19 @@ impl World {
     fn work_receive(
         &mut self,
         token: Token,
-        socket: Name,
+        (socket, once): (Name, bool),
         first: bool,
         cancelled: bool,
-        end: bool,
+        early_end: bool,
     ) {
+        let end = once || early_end;
         let Some(peer) = self.streams.get_mut(&socket.0) else {
             panic!("receive on descriptor {} that is closed", socket.0);
         };
         if cancelled {
             return self.complete(token, true, Outcome::Received(Err(Errno(libc::ECANCELED))));
         }
-        let op = Op::Receive { socket, once: false, group: Group::Small };
+        let op = Op::Receive { socket, once, group: Group::Small };
         if peer.is_reset() {
             self.complete(token, true, Outcome::Received(Err(Errno(libc::ECONNRESET))));
         } else if peer.unread() > 0 || (first && self.buffers.is_empty()) {
