@@ -296,7 +296,7 @@ unsafe impl GlobalAlloc for CountCalls {
 
 const CONNECTIONS: usize = 64;
 /// Of which one has to be without.
-const SPELLS: usize = 5;
+const SPELLS: usize = 4;
 const DATAGRAM_CLIENTS: usize = 16;
 /// So many that each core gets more of them than half of what all can have under way.
 const WARM_UP: usize = 200;
