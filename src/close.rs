@@ -134,7 +134,7 @@ impl Core {
             return;
         }
         let Some(entry) = self.table.get_mut(id) else { return };
-        if matches!(entry.receive, Receive::Parked | Receive::Resting) {
+        if entry.receive == Receive::Parked {
             entry.receive = Receive::Off;
         }
         self.cancel_receive(id);

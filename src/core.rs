@@ -115,9 +115,6 @@ pub(crate) struct Core {
     pub(crate) dirty: Vec<Id>,
     /// Connections whose last hold was dropped in this turn.
     pub(crate) released: Vec<Id>,
-    /// Connections whose receive rests since this turn, and since the last one.
-    pub(crate) resting: Vec<Id>,
-    pub(crate) rested: Vec<Id>,
     /// Connections that wait for receive buffers, first come first served.
     pub(crate) parked: VecDeque<Id>,
     /// Emptied output queues, for the next who sends.
@@ -219,8 +216,6 @@ impl Core {
                 counters,
                 dirty: Vec::new(),
                 released: Vec::new(),
-                resting: Vec::with_capacity(settings.completion_budget as usize),
-                rested: Vec::with_capacity(settings.completion_budget as usize),
                 parked: VecDeque::new(),
                 spare: Vec::new(),
                 spare_inputs: Vec::new(),
@@ -259,7 +254,6 @@ impl Core {
     fn exchange(&mut self) -> Result<()> {
         self.close_released();
         self.flush_outputs();
-        self.arm_rested();
         self.rearm_parked();
         self.rearm_parked_sockets();
         let now_ns = self.driver.now_ns();
@@ -328,7 +322,6 @@ impl Core {
         let busy = self.more_completions
             || self.tasks.has_ready()
             || !self.graveyard.is_empty()
-            || !self.rested.is_empty()
             || !self.outbox.is_empty()
             || self.listeners.iter().any(Listener::is_taking)
             || !self.mail.is_empty()

@@ -1,6 +1,5 @@
 //! What a core knows of one connection.
 
-use crate::asking::Asking;
 use crate::deadline::Deadlines;
 use crate::driver::Socket;
 use crate::executor::Wake;
@@ -25,7 +24,6 @@ pub(crate) struct Entry {
     /// Its receive ends with every answer.
     pub(crate) receives_once: bool,
     pub(crate) sizing: Sizing,
-    pub(crate) asking: Asking,
     /// The poll for a broken connection, while the receive is paused or waits for buffers.
     pub(crate) hangup: Hangup,
     /// The peer has ended its side.
@@ -118,8 +116,6 @@ pub(crate) enum Receive {
     Armed,
     /// A cancellation is under way.
     Cancelling,
-    /// Has answered once, and is armed again a turn later.
-    Resting,
     /// Waits for receive buffers.
     Parked,
     /// Nothing will come any more.
@@ -161,7 +157,6 @@ impl Entry {
             rearmed: false,
             receives_once: false,
             sizing: Sizing::new(),
-            asking: Asking::new(),
             hangup: Hangup::Off,
             eof: false,
             finishing: false,

@@ -47,7 +47,6 @@ macro_rules! traced {
 #[cfg(feature = "admin")]
 mod admin;
 mod adopt;
-mod asking;
 mod audience;
 mod audit;
 mod balance;

@@ -3,7 +3,6 @@
 
 use std::task::{Context, Poll};
 
-use crate::asking::CROWD;
 use crate::buf::Chunk;
 use crate::config::HalfClose;
 use crate::core::{Core, NS_PER_MS};
@@ -114,13 +113,7 @@ impl Core {
         let group = entry.sizing.arm();
         // A multishot receive fills buffers as long as there is something, which for one that
         // floods is many at a time while the others wait. A large one each turn is its share.
-        let bound = entry.receives_once || group == Group::Large;
-        let once = if bound {
-            entry.asking.arm_other();
-            true
-        } else {
-            entry.asking.arm(self.turn + 1)
-        };
+        let once = entry.receives_once || group == Group::Large;
         let op = Op::Receive { socket: socket.name(), once, group };
         self.driver.push(receive_token(id, group), op);
     }
@@ -177,21 +170,12 @@ impl Core {
                 self.tasks.wake(&mut entry.reader);
                 entry.take_in(lease, || self.spare_inputs.pop().unwrap_or_default());
                 let full = entry.is_full(self.settings.receive_queue_bytes);
-                if entry.may_ask() {
-                    entry.asking.received(self.turn, self.heard >= CROWD);
-                }
-                let rests = last && entry.asking.rests();
-                if rests {
-                    // What is queued for it until then is sent before, and perhaps answered.
-                    entry.receive = Receive::Resting;
-                    self.resting.push(id);
-                }
-                let goes_on = entry.receive == Receive::Armed && !entry.is_outgrown();
+                let goes_on = entry.receive == Receive::Armed && !entry.sizing.is_outgrown();
                 self.take_memory(bytes);
                 if asks {
                     self.arm_deadline(id);
                 }
-                if rests || (goes_on && !full && !self.memory.is_short()) {
+                if goes_on && !full && !self.memory.is_short() {
                     return;
                 }
             }
@@ -246,7 +230,7 @@ impl Core {
         }
         let over = entry.is_full(self.settings.receive_queue_bytes)
             || (entry.input.is_some() && self.memory.is_short());
-        let (outgrown, closing) = (entry.is_outgrown(), entry.is_closing());
+        let (outgrown, closing) = (entry.sizing.is_outgrown(), entry.is_closing());
         let receive = entry.receive;
         match receive {
             Receive::Over if closing => self.advance_close(id),
@@ -260,20 +244,6 @@ impl Core {
             Receive::Parked if self.free_buffers() == 0 => self.watch_hangup(id),
             _ => {}
         }
-    }
-
-    /// Arms those that have rested for a turn, in which what they had to say was sent.
-    pub(crate) fn arm_rested(&mut self) {
-        let mut rested = std::mem::take(&mut self.rested);
-        for id in rested.drain(..) {
-            if let Some(entry) = self.table.get_mut(id)
-                && entry.receive == Receive::Resting
-            {
-                entry.receive = Receive::Off;
-                self.after_receive(id);
-            }
-        }
-        self.rested = std::mem::replace(&mut self.resting, rested);
     }
 
     /// A connection that receives nothing would not notice that its peer is gone.
@@ -373,16 +343,6 @@ impl Entry {
         self.farewell = false;
         let input = self.input.get_or_insert_with(spare);
         input.push(Chunk::new(lease));
-    }
-
-    /// Whether its receives may stand, or be asked for anew.
-    fn may_ask(&self) -> bool {
-        !self.receives_once && self.sizing.armed() == Group::Small
-    }
-
-    /// Whether the receive that is armed should be another one.
-    fn is_outgrown(&self) -> bool {
-        self.sizing.is_outgrown() || (self.may_ask() && self.asking.is_outgrown())
     }
 
     /// Whether its handler has to catch up before more is received.

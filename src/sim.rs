@@ -11,7 +11,6 @@ mod by_hand;
 mod connect;
 mod connects;
 mod cores;
-mod crowds;
 mod deadlines;
 mod driver;
 mod ends;

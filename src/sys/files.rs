@@ -72,14 +72,9 @@ impl Files {
     /// Whether the next send of a connection finds its socket in its place.
     #[inline]
     pub(crate) fn is_direct(&mut self, token: Token) -> bool {
-        self.has(token) || self.count_send(token)
-    }
-
-    /// Whether a connection has its place.
-    #[inline]
-    pub(crate) fn has(&self, token: Token) -> bool {
         let place = self.places.get(token.slot() as usize);
-        place.is_some_and(|it| it.state == State::Taken && it.generation == token.generation())
+        let taken = |it: &Place| it.state == State::Taken && it.generation == token.generation();
+        place.is_some_and(taken) || self.count_send(token)
     }
 
     /// Counts it to who has no place yet. False, for a caller who asks whether it has one.

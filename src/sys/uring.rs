@@ -142,13 +142,11 @@ impl Uring {
             Op::Receive { socket: Name(fd), once, group } => {
                 self.bulk_receives += usize::from(token.kind() == Some(Kind::BulkReceive));
                 let ioprio = if once { 0 } else { RECV_MULTISHOT };
-                // One that stands looks its socket up once.
-                let (fd, place) = name(token, fd, once && self.files.has(token));
-                opcode::Recv::new(fd, std::ptr::null_mut(), 0)
+                opcode::Recv::new(Fd(fd), std::ptr::null_mut(), 0)
                     .buf_group(group as u16)
                     .ioprio(ioprio)
                     .build()
-                    .flags(squeue::Flags::BUFFER_SELECT | place)
+                    .flags(squeue::Flags::BUFFER_SELECT)
             }
             Op::Send { socket, gather } => {
                 let entry = self.send_entry(token, socket, gather);
@@ -321,7 +319,10 @@ impl Uring {
         if !direct && let Some(entry) = self.files.settle(token, fd) {
             self.queue(entry);
         }
-        let (fd, place) = name(token, fd, direct);
+        let (fd, place) = match direct {
+            true => (Fd(token.slot() as i32), squeue::Flags::FIXED_FILE),
+            false => (Fd(fd), squeue::Flags::empty()),
+        };
         self.sends.begin(token, fd, gather).flags(place)
     }
 
@@ -383,15 +384,6 @@ impl Drop for Uring {
             // SAFETY: as above; and nothing that it owns is in flight.
             unsafe { ManuallyDrop::drop(&mut self.datagrams) };
         }
-    }
-}
-
-/// How an operation names its socket.
-#[inline]
-fn name(token: Token, fd: i32, direct: bool) -> (Fd, squeue::Flags) {
-    match direct {
-        true => (Fd(token.slot() as i32), squeue::Flags::FIXED_FILE),
-        false => (Fd(fd), squeue::Flags::empty()),
     }
 }
 
