@@ -49,6 +49,7 @@ fn sparse_arrivals_cost_no_more_cpu_than_with_blocking() {
         let thread = core_thread();
         (running, connect(addr), thread)
     });
+    let all = late::Others::watch();
     on_cpu(cpus[1], || {
         let mut seen = Vec::new();
         for attempt in 0..3 {
@@ -78,7 +79,9 @@ fn sparse_arrivals_cost_no_more_cpu_than_with_blocking() {
         drop(client);
         let total = running.handle().stats().total();
         let requests = total.bytes_received / 64;
-        assert!(total.spin_us < requests * 200 / 100, "over a hundredth of the time: {total:?}");
+        // Who is preempted finds several at once, and they look dense.
+        let percent = if all.share() > late::Others::MAX { 5 } else { 1 };
+        assert!(total.spin_us < requests * 2 * percent, "over {percent} % of the time: {total:?}");
         settle(running, 1);
     }
 }
