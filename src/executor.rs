@@ -371,15 +371,18 @@ impl CoreCell {
 
     /// Drops the futures and wakes the wakers that wait for the core to be free.
     pub(crate) fn bury(self: &Rc<CoreCell>) {
+        let mut dead = Vec::new();
         loop {
-            let (dead, (wakers, displaced)) = {
+            let (wakers, displaced) = {
                 let mut core = self.borrow_mut();
                 if !core.has_unburied() {
+                    core.keep_graveyard(dead);
                     return;
                 }
-                (std::mem::take(&mut core.graveyard), core.tasks.take_wakers())
+                std::mem::swap(&mut core.graveyard, &mut dead);
+                core.tasks.take_wakers()
             };
-            drop_guarded(dead);
+            drop_guarded(dead.drain(..));
             for waker in displaced {
                 guarded(move || drop(waker));
             }
@@ -393,6 +396,13 @@ impl CoreCell {
 impl Core {
     fn has_unburied(&self) -> bool {
         !self.graveyard.is_empty() || self.tasks.has_wakers()
+    }
+
+    /// Keeps the room of an emptied graveyard for the next task that ends.
+    fn keep_graveyard(&mut self, emptied: Vec<Body>) {
+        if self.graveyard.capacity() == 0 && emptied.capacity() <= GRAVES_KEPT {
+            self.graveyard = emptied;
+        }
     }
 
     /// Code that was spawned there, or given to the server there, has panicked.
@@ -429,7 +439,7 @@ impl Core {
 }
 
 /// Dropping a future is running anyone's code, and may panic.
-pub(crate) fn drop_guarded(bodies: Vec<Body>) {
+pub(crate) fn drop_guarded(bodies: impl IntoIterator<Item = Body>) {
     for body in bodies {
         guarded(move || drop(body));
     }
@@ -452,3 +462,6 @@ pub(crate) fn discard_panic(panic: Box<dyn Any + Send>) {
         std::mem::forget(again);
     }
 }
+
+/// A graveyard with room for more than so many tasks is freed when it is empty.
+const GRAVES_KEPT: usize = 64;

@@ -246,5 +246,5 @@ pub(crate) fn abort_task(core: &CoreRef, id: Id) {
         }
         core.tasks.abort(id)
     };
-    drop_guarded(body.into_iter().collect());
+    drop_guarded(body);
 }
