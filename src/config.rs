@@ -63,7 +63,7 @@ variables! {
         /// Size of a large receive buffer, and the longest datagram that is received whole; there
         /// are none for connections where it is not above `SLIPRING_BUFFER_BYTES`.
         LARGE_BUFFER_BYTES large_buffer_bytes: u32 = 65_536,
-            [bytes: multiple of 64, 256..=16_777_216];
+            [bytes: multiple of 64, 256..=8_388_608];
 
         /// Connections that may wait in a listener's queue; the kernel caps it at
         /// `net.core.somaxconn`.

@@ -103,6 +103,8 @@ const SHRINK_AFTER: u8 = 32;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
+    use crate::sys::bufs::Pool;
 
     fn after(lens: &[usize]) -> Sizing {
         let mut sizing = Sizing::new();
@@ -110,6 +112,19 @@ mod tests {
             sizing.received(*len, *len >= 4096, 4096);
         }
         sizing
+    }
+
+    /// A span of a buffer has 24 bits for its end.
+    #[test]
+    fn the_largest_buffers_that_may_be_asked_for_can_be_made() {
+        let config = |bytes| Config::default().large_buffer_bytes(bytes).settings();
+        let settings = config(8 * 1024 * 1024).expect("it is allowed");
+        assert!(config(8 * 1024 * 1024 + 64).is_err());
+        for bytes in [settings.large_buffer_bytes, settings.datagram_buffer_bytes()] {
+            let pool = Pool::new(0, 2, bytes).expect("it is address space only");
+            pool.give(usize::MAX, |_| {});
+            assert_eq!(pool.lease(1, bytes).expect("it is given").len(), bytes as usize);
+        }
     }
 
     #[test]
