@@ -9,6 +9,7 @@ mod common;
 
 mod chat;
 mod echo;
+mod graceful;
 #[cfg(feature = "hyper")]
 mod http;
 mod kv;

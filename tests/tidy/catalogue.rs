@@ -54,10 +54,17 @@ fn every_file_of_tests_is_in_the_table_of_programs() {
         }
         let row = text.lines().find(|line| line.starts_with(&format!("| `{name}` | ")));
         let modules = row.and_then(|row| row.split(" | ").nth(1)).unwrap_or_default();
+        let program = fs::read_to_string(entry.join("main.rs")).expect("it is readable");
         for file in entries(&entry) {
             let module = file.file_stem().expect("a name").display().to_string();
-            if module != "main" && !modules.split(", ").any(|it| it == format!("`{module}`")) {
+            if module == "main" {
+                continue;
+            }
+            if !modules.split(", ").any(|it| it == format!("`{module}`")) {
                 faults.push(format!("{name} has no {module} in the table"));
+            }
+            if !program.lines().any(|line| line == format!("mod {module};")) {
+                faults.push(format!("tests/{name}/main.rs does not include {module}"));
             }
         }
     }
