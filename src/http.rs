@@ -84,6 +84,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
+use hyper::rt::Write;
 use hyper::server::conn::{http1, http2};
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
@@ -287,7 +288,7 @@ impl Http {
             return self.serve_http2(io, service, &exchange).await;
         }
         let mut conn = self.http1.serve_connection(io, service);
-        let parts = loop {
+        let mut parts = loop {
             let done = poll_fn(|cx| poll_http1(Pin::new(&mut conn), &exchange, cx)).await?;
             let mut parts = conn.into_parts();
             if done {
@@ -298,6 +299,8 @@ impl Http {
             conn = self.http1.serve_connection(parts.io, parts.service);
         };
         if !exchange.has_switched() {
+            // hyper leaves it open where it takes the last request for one to switch protocols.
+            let _ = poll_fn(|cx| Write::poll_shutdown(Pin::new(&mut parts.io), cx)).await;
             return Ok(());
         }
         exchange.ends();
@@ -305,7 +308,12 @@ impl Http {
         exchange.link().stop_waiting();
         // The connection closes when who goes on with it drops it, whatever is left here.
         drop((exchange, parts.service));
-        upgraded(parts.io.into_transport(), parts.read_buf).await
+        let (transport, rest) = parts.io.into_parts();
+        let ahead = match rest.is_empty() {
+            true => parts.read_buf,
+            false => [&parts.read_buf[..], &rest].concat().into(),
+        };
+        upgraded(transport, ahead).await
     }
 
     async fn serve_http2<T, S, B>(

@@ -41,7 +41,7 @@ pub(super) struct Exchange {
     /// The last request had no body, so hyper may have the beginning of the next one in hand, and
     /// nobody has looked.
     may_have_more: Cell<bool>,
-    /// hyper has output that does not go out.
+    /// hyper may have output in hand, as it has not flushed since there was some.
     behind: Cell<bool>,
     /// How far the message had come when nobody waited for its rest any more.
     so_far: Cell<Option<SoFar>>,
@@ -138,9 +138,14 @@ impl Exchange {
         self.may_have_more.set(false);
     }
 
-    /// Output was taken, or was not.
-    pub(super) fn has_written(&self, taken: bool) {
-        self.behind.set(!taken);
+    /// There is output, of which hyper may have more in hand.
+    pub(super) fn writes(&self) {
+        self.behind.set(true);
+    }
+
+    /// hyper has none in hand: it flushes what is below only then.
+    pub(super) fn has_flushed(&self) {
+        self.behind.set(false);
     }
 
     /// Some has come, or is waited for.
@@ -287,6 +292,7 @@ where
             && !exchange.http2.get()
         {
             exchange.answered.set(true);
+            exchange.writes();
             exchange.whole();
             let status = response.status();
             if status == StatusCode::SWITCHING_PROTOCOLS || (*this.connects && status.is_success())

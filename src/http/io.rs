@@ -62,8 +62,10 @@ impl<T: Transport> HttpIo<T> {
         (self.head, self.taken) = (rest, 0);
     }
 
-    pub(super) fn into_transport(self) -> T {
-        self.transport
+    /// The transport, and what was put aside and hyper has not had.
+    pub(super) fn into_parts(mut self) -> (T, Vec<u8>) {
+        let rest = self.head.split_off(self.taken);
+        (self.transport, rest)
     }
 }
 
@@ -119,13 +121,16 @@ impl<T: Transport> Write for HttpIo<T> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.transport).poll_write(cx, bytes);
-        self.exchange.has_written(polled.is_ready());
-        polled
+        self.exchange.writes();
+        Pin::new(&mut self.transport).poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.transport).poll_flush(cx)
+        let polled = Pin::new(&mut self.transport).poll_flush(cx);
+        if polled.is_ready() {
+            self.exchange.has_flushed();
+        }
+        polled
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -149,8 +154,7 @@ impl<T: Transport> Write for HttpIo<T> {
         cx: &mut Context<'_>,
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.transport).poll_write_vectored(cx, pieces);
-        self.exchange.has_written(polled.is_ready());
-        polled
+        self.exchange.writes();
+        Pin::new(&mut self.transport).poll_write_vectored(cx, pieces)
     }
 }
