@@ -158,9 +158,10 @@ impl Core {
             }
         }
         self.driver.forget(Token::new(Kind::Send, id.index, id.generation));
-        entry.socket = None;
-        // Of many that are reset at once some end in each turn, so that the others need not wait.
-        self.hears = self.hears.saturating_sub(END_IN_COMPLETIONS);
+        if entry.socket.take().is_some() {
+            // Of many that are reset at once some end in each turn, so the others need not wait.
+            self.hears = self.hears.saturating_sub(END_IN_COMPLETIONS);
+        }
         if entry.is_closing() {
             self.remove(id);
         }

@@ -30,6 +30,12 @@ impl Core {
         if entry.timer != TimerKey::NONE && entry.timer_ms <= next.latest_ms {
             return;
         }
+        self.remind_of(id, at_ms);
+    }
+
+    /// Makes the wheel remind us of the connection then.
+    fn remind_of(&mut self, id: Id, at_ms: u64) {
+        let Some(entry) = self.table.get_mut(id) else { return };
         // The latest that the wheel may make of it.
         entry.timer_ms = at_ms.saturating_add(at_ms.saturating_sub(self.now_ms) / 8);
         if !self.wheel.rearm(entry.timer, at_ms) {
@@ -133,14 +139,20 @@ impl Core {
         let Some(entry) = self.table.get_mut(id) else { return false };
         entry.timer = TimerKey::NONE;
         // What would put it off may be among what the kernel has told of and nobody has heard.
-        let unheard = self.more_completions && self.now_ms < next.latest_ms + UNHEARD_MS;
+        let patience_ms = next.latest_ms.saturating_add(UNHEARD_MS);
+        let unheard = self.more_completions && self.now_ms < patience_ms;
         let postponed = unheard && next.expired.is_put_off_by_input();
-        let expired = next.at_ms <= self.now_ms && !postponed;
-        if expired {
+        let passed = next.at_ms <= self.now_ms;
+        if passed && postponed {
+            // Not in each of the turns until then.
+            self.remind_of(id, self.now_ms + 1);
+            return false;
+        }
+        if passed {
             self.expired(id, next.expired);
         }
         self.arm_deadline(id);
-        expired
+        passed
     }
 
     fn expired(&mut self, id: Id, expired: Expired) {

@@ -21,7 +21,11 @@ impl CoreCell {
             }
             core.outbox.deliver()
         };
-        drop_messages(refused);
+        if !refused.is_empty() {
+            drop_messages(refused);
+            // What is dropped may wake, and nobody looks again before the core waits.
+            self.borrow_mut().tasks.collect_local_wakes();
+        }
     }
 
     /// Hears what other threads have sent, up to a budget: whoever sends faster than this reads
