@@ -417,6 +417,7 @@ impl Core {
             && let Some(entry) = self.table.get_mut(connection)
         {
             entry.forget_child(id);
+            entry.handler.take_if(|handler| *handler == id);
         }
         self.graveyard.push(body);
         scope

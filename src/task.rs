@@ -132,7 +132,10 @@ impl<T> JoinHandle<T> {
     /// Drops the task's future, now or as soon as it returns from the poll that it is in. Waiting
     /// for the handle then gives an error of kind [`ErrorKind::Closed`].
     pub fn abort(&self) {
-        abort_task(&self.core, self.id);
+        // The place of one that has ended may be another's.
+        if !self.is_finished() {
+            abort_task(&self.core, self.id);
+        }
     }
 
     /// Whether the task has ended.

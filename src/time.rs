@@ -125,6 +125,9 @@ impl Future for Sleep {
         };
         self.deadline = Due::At(deadline_ns);
         if core.now_ns >= deadline_ns {
+            if let Some((_, id)) = self.sleeper.take_if(|(serial, _)| *serial == cell.serial()) {
+                core.remove_sleeper(id);
+            }
             return Poll::Ready(());
         }
         let known = self
