@@ -83,6 +83,9 @@ pub fn round(
 ) -> Vec<(&'static str, Result<Measured>)> {
     let contender = |&name: &&'static str| {
         let outcome = prepare(name, row, options);
+        if let Ok((served, _)) = &outcome {
+            served.may_run(false);
+        }
         Contender { name, outcome, measured: Measured::default() }
     };
     // Those that hold a crowd are asked one after the other: there are only so many descriptors.
@@ -114,12 +117,14 @@ pub fn round(
 impl Contender {
     fn slice(&mut self, row: &Row, time: Duration) {
         let Ok((served, load)) = &mut self.outcome else { return };
+        served.may_run(true);
         let done = self.measured.slice(served, || match load {
             Load::Session(session, Some(per_second)) => session.open(*per_second, time),
             Load::Session(session, None) => session.closed(time),
             Load::Churn(churn) => churn.run(time),
             Load::Whole => Err(io::Error::other(format!("{} has no slices", row.key))),
         });
+        served.may_run(false);
         if let Err(error) = done {
             self.outcome = Err(error.into());
         }

@@ -58,13 +58,17 @@ impl Served {
         machine::memory(self.child.id())
     }
 
+    /// Lets it run, or keeps it from running: one that spins though nobody asks it anything would
+    /// take its CPU from the one that is asked.
+    pub fn may_run(&self, may: bool) {
+        let signal = if may { libc::SIGCONT } else { libc::SIGSTOP };
+        // SAFETY: the call takes no pointer, and the pid is the child's until it is waited for.
+        unsafe { libc::kill(self.child.id() as libc::pid_t, signal) };
+    }
+
     /// Does something that the server has to play its part in. If that takes longer than `most`
     /// the server is killed, which ends whatever waits for it.
-    pub fn within<T>(
-        &self,
-        most: Duration,
-        work: impl FnOnce() -> io::Result<T>,
-    ) -> io::Result<T> {
+    pub fn within<T>(&self, most: Duration, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         let (done, is_done) = mpsc::channel::<()>();
         let pid = self.child.id() as libc::pid_t;
         let guard = thread::spawn(move || {
@@ -93,6 +97,7 @@ impl Served {
         if std::mem::replace(&mut self.ended, true) {
             return Ok(());
         }
+        self.may_run(true);
         for signal in [libc::SIGTERM, libc::SIGKILL] {
             // SAFETY: the call takes no pointer, and the pid is the child's until it is waited for.
             unsafe { libc::kill(self.child.id() as libc::pid_t, signal) };
