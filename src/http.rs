@@ -187,6 +187,9 @@ impl Http {
     }
 
     /// Sets what else there is of HTTP/1 in hyper's own terms.
+    ///
+    /// With `pipeline_flush` hyper keeps an answer for as long as it has the beginning of another
+    /// request in hand, and when the connection ends meanwhile, as in a drain, it is lost.
     #[must_use]
     pub fn http1(mut self, set: impl FnOnce(&mut http1::Builder)) -> Http {
         set(&mut self.http1);
